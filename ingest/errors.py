@@ -1,0 +1,99 @@
+"""The errors raised on purpose, one tree, so that callers can catch as widely as they mean to.
+
+    TdsError
+    ├── InvalidRecord          a call's values cannot become a record
+    │   └── UnknownKind        no such kind of record
+    ├── InvalidSetting         a TDS_* variable holds a value that cannot be used
+    ├── InvalidRange           dates that are no dates, or that are swapped
+    ├── InvalidLog             a log given to an import is not in the format that it was said to be in
+    ├── NotAccepted            TDS_ON_FULL=raise and the spool cannot take the record
+    ├── FlushTimeout           records are still on their way when the time is over
+    ├── WriterBusy             another process writes this kind already
+    ├── PlatformUnavailable    `tds up` cannot start: port or folder taken, or Dagster's storage does not answer
+    ├── SynapseUnavailable     Redis does not answer; trying again can help
+    ├── SourceMissing          an artifact is asked for before the stage ahead of it was built
+    ├── DamagedFile            bytes on disk contradict the ledger; trying again cannot help
+    ├── EngineFailed           DuckDB ran out of disk or memory; trying again can help
+    ├── RunFailed              a Dagster run that a command started has failed
+    └── Unbalanced             days whose records do not add up
+
+A message is value, expectation, next action.
+"""
+
+
+class TdsError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class InvalidRecord(TdsError, ValueError):
+    """A call's values cannot become a record: names the field, the value and what was expected."""
+
+
+class UnknownKind(InvalidRecord):
+    """There is no such kind of record."""
+
+
+class InvalidSetting(TdsError, ValueError):
+    """A TDS_* variable holds a value that cannot be used."""
+
+
+class InvalidRange(TdsError, ValueError):
+    """A range of days that is none: not dates, or the last day lies before the first."""
+
+
+class InvalidLog(TdsError, ValueError):
+    """A log given to an import is not in the format that it was said to be in."""
+
+
+class NotAccepted(TdsError):
+    """The spool cannot take a record and TDS_ON_FULL=raise asks to be told."""
+
+
+class FlushTimeout(TdsError, TimeoutError):
+    """Accepted records were not all in their CSV files when the time was over; they are not lost."""
+
+
+class WriterBusy(TdsError):
+    """Another process holds this kind's writer lock."""
+
+
+class PlatformUnavailable(TdsError):
+    """`tds up` cannot start: its port or folder is taken, or Dagster cannot use its storage."""
+
+
+class SynapseUnavailable(TdsError, ConnectionError):
+    """Redis does not answer; trying again can help."""
+
+
+class SourceMissing(TdsError, FileNotFoundError):
+    """An artifact was asked for before the stage ahead of it was built."""
+
+
+class DamagedFile(TdsError):
+    """Bytes on disk contradict the ledger: names the file and the offset."""
+
+
+class EngineFailed(TdsError):
+    """DuckDB could not finish, for want of disk or memory; trying again can help."""
+
+
+class RunFailed(TdsError):
+    """A Dagster run that a command started has failed: gives the end of its log."""
+
+
+class Unbalanced(TdsError):
+    """Days whose stored and exported records do not add up."""
+
+
+def safe_repr(value: object) -> str:
+    """The `repr` of a value, or its type's name where `repr` raises."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - a stranger's repr may raise anything, and the record must survive it
+        return f"<{type(value).__name__}: repr failed>"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its `repr`, at most 80 characters of it."""
+    text = safe_repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,1 @@
+"""The write path: spool, Synapse, writer and ledger."""

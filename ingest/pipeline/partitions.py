@@ -1,0 +1,186 @@
+"""Where every file lies, and which day a record is filed under: the one home of paths and of days."""
+
+import contextlib
+import fcntl
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from ingest.errors import InvalidRange
+from ingest.records import ingest_time
+
+PRIVATE_FOLDER = 0o700  # it is people's data
+PRIVATE_FILE = 0o600
+
+_AHEAD = timedelta(days=1)  # how far a clock may be ahead of ours
+# ASCII only: \d would let in digits that no reader of the files takes for one.
+_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+
+
+class DataPaths(msgspec.Struct, frozen=True):
+    """The files under one data folder (DESIGN: Kinds, files and formats). Days are `YYYY-MM-DD` texts."""
+
+    root: Path
+
+    def training(self, kind: str, day: str) -> Path:
+        """One raw day: `training/<kind>/<kind>_<day>.csv`."""
+        return self.root / "training" / kind / f"{kind}_{day}.csv"
+
+    def latest_export(self, kind: str) -> Path:
+        """The latest range export, which `export_for_training` returns by default."""
+        return self.root / "training" / f"{kind}_training.jsonl"
+
+    @property
+    def imported(self) -> Path:
+        """The folder of the old store's day files, after their import."""
+        return self.root / "training" / "imported"
+
+    def curated(self, kind: str, day: str) -> Path:
+        """One curated day, Parquet."""
+        return self.root / "curated" / kind / f"{kind}_{day}.parquet"
+
+    def shard(self, kind: str, day: str) -> Path:
+        """One day's JSONL export."""
+        return self.root / "exports" / kind / "days" / f"{kind}_{day}.jsonl"
+
+    def range_export(self, kind: str, start: str, end: str) -> Path:
+        """One range's JSONL export; its manifest stands beside it."""
+        return self.root / "exports" / kind / "ranges" / f"{kind}_training_{start}_{end}.jsonl"
+
+    def quarantine(self, kind: str, day: str) -> Path:
+        """The day's rejected rows, each with its reason and where it came from."""
+        return self.root / "quarantine" / kind / f"{kind}_{day}.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """The folder of ledgers, counters and locks."""
+        return self.root / "state"
+
+    def ledger(self, kind: str) -> Path:
+        """One kind's write ledger, SQLite."""
+        return self.state / f"{kind}.sqlite"
+
+    def lock(self, name: str) -> Path:
+        """A lock file, held with flock."""
+        return self.state / f"{name}.lock"
+
+
+def manifest_of(artifact: Path) -> Path:
+    """The manifest beside an artifact: the same name, ending in `.manifest.json`."""
+    return artifact.with_suffix(".manifest.json")
+
+
+def day_of(day_file: Path) -> str:
+    """The day in a day file's name: `events_2024-05-15.csv` gives `2024-05-15`."""
+    return day_file.stem.rpartition("_")[2]
+
+
+def filing_day(timestamp: str, record_id: str, start_date: date, now: datetime) -> tuple[str, bool]:
+    """The day (`YYYY-MM-DD`) that a record is filed under, and whether its own clock was overruled.
+
+    It is the event time's UTC day. An event time before `start_date`, or more than a day ahead of `now`, has
+    no partition: then it is the ingest day (from a UUIDv7 `record_id`, else `now`). Raises ValueError for a
+    timestamp that is not `YYYY-MM-DDTHH:MM:SS.ffffffZ`.
+    """
+    if _TIMESTAMP.fullmatch(timestamp) is None:  # fromisoformat also reads 2024-W20-3, which is no day's name
+        raise ValueError(f"timestamp={timestamp!r}: expected RFC 3339 in UTC with microseconds and Z")
+    event_time = datetime.fromisoformat(timestamp)
+    if event_time.date() >= start_date and event_time - now <= _AHEAD:
+        return timestamp[:10], False
+    ingested = (ingest_time(record_id) or now).date()
+    return max(start_date, min(ingested, now.date())).isoformat(), True
+
+
+def day_range(start: str, end: str) -> list[str]:
+    """All days from `start` to `end`, both included. Raises InvalidRange if they are no dates or swapped."""
+    first, last = parse_day("start", start), parse_day("end", end)
+    if last < first:
+        raise InvalidRange(f"start={start} lies after end={end}: expected start <= end; swap the two")
+    return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]
+
+
+def parse_day(name: str, value: str) -> date:
+    """`YYYY-MM-DD` as a date. Raises InvalidRange naming `name` if it is none."""
+    try:
+        day = date.fromisoformat(value)
+    except (TypeError, ValueError) as err:
+        raise _not_a_day(name, value) from err
+    if day.isoformat() != value:  # fromisoformat also reads 20240515 and 2024-W20-3
+        raise _not_a_day(name, value)
+    return day
+
+
+def _not_a_day(name: str, value: object) -> InvalidRange:
+    return InvalidRange(f"{name}={value!r}: expected a date as YYYY-MM-DD; pass one such as 2024-05-15")
+
+
+def today() -> date:
+    """The present day in UTC, the one that day files are named by."""
+    return datetime.now(UTC).date()
+
+
+def make_folder(folder: Path) -> None:
+    """Create a private folder and its parents; existing ones keep their mode. The new entries are synced."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries (new, renamed and deleted files) survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """Write a file that takes `target`'s place whole or not at all: temporary file, fsync, rename, fsync.
+
+    If the body raises, `target` stays as it was and nothing is left behind; what a killed process left behind
+    the next call for the same target removes. Two writers of one target don't meet: the later rename stands.
+    """
+    make_folder(target.parent)
+    _remove_leftovers(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    descriptor = _open_locked(temporary)
+    try:
+        with os.fdopen(descriptor, "w+b") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+            temporary.replace(target)
+        sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open_locked(temporary: Path) -> int:
+    """A new file, held with flock, which says that its writer lives."""
+    while True:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # between the two calls another writer took it for a leftover
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Delete temporary files of writers that were killed: those whose lock is free."""
+    for leftover in target.parent.iterdir():
+        if not (leftover.name.startswith(f".{target.name}.") and leftover.name.endswith(".tmp")):
+            continue
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), leftover.open("rb") as left:
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()

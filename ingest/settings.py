@@ -1,0 +1,223 @@
+"""Turns the TDS_* environment variables into one frozen value; nothing else reads the environment."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+from ingest.errors import InvalidSetting
+
+SpoolSync = Literal["off", "interval", "always"]
+OnFull = Literal["drop", "raise", "block"]
+
+_SIZE = re.compile(r"([0-9]{1,15})\s*(|[kmg]i?b?)", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+_PASSWORD_PARAMETER = re.compile(r"(password=)[^&\s]*", re.IGNORECASE)
+_LARGEST_RECORD = 256 << 20  # Redis takes 512 MiB in a value, and a row may be twice its record's length
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting with its default. `read_settings` fills it from the environment.
+
+    The comment above a field is its text in `.env.example`.
+    """
+
+    # Where all files live: CSV, exports, spool, ledgers.
+    data_dir: Path = Path("data")
+    # The client's spool; set it on hosts that do not have the data folder.
+    spool_dir: Path | None = None
+    # Synapse (Redis 6.2 or newer), such as redis://localhost:6379/0. Unset: embedded, no server at all.
+    redis_url: str | None = None
+    # What `source` is when an event is stored without one.
+    source: str | None = None
+    # The first day that has a partition (UTC). Older event times are filed under their ingest day.
+    start_date: date = date(2024, 1, 1)
+    # A larger record is not accepted: it is counted as dropped.
+    max_record_bytes: int = 16 << 20
+    # When spooled bytes reach the disk: off (the kernel decides), interval (every 0.2 s) or always (at once).
+    spool_sync: SpoolSync = "interval"
+    # The most that one process keeps in its spool of one kind; what is written makes room.
+    spool_max_bytes: int = 4 << 30
+    # Size of one spool segment.
+    spool_segment_bytes: int = 8 << 20
+    # What a call does when the spool is full: drop (and count), raise NotAccepted, or block.
+    on_full: OnFull = "drop"
+    # How long the writer remembers idempotency keys.
+    key_days: int = 7
+    # How many range exports of a kind are kept.
+    keep_ranges: int = 10
+    # How long entries stay in Synapse for subscribers after they were written, in seconds.
+    synapse_retention: int = 3600
+    # Dagster's storage; unset: SQLite under the data folder.
+    dagster_postgres_url: str | None = None
+    # Conversation history; unset: SQLite under the data folder.
+    postgres_url: str | None = None
+    # For tests: kill this process at the named step of the write path.
+    failpoint: str | None = None
+
+    @property
+    def spool(self) -> Path:
+        """The spool's folder: `spool_dir` or `<data_dir>/spool`."""
+        return self.spool_dir if self.spool_dir is not None else self.data_dir / "spool"
+
+    @property
+    def redis_url_without_password(self) -> str | None:
+        """The Redis address as it may be shown to people and written to logs."""
+        return None if self.redis_url is None else without_password(self.redis_url)
+
+    def __repr__(self) -> str:
+        """Show every setting, addresses without their password, so that it may stand in a log."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown = {name: without_password(v) if isinstance(v, str) else v for name, v in values.items()}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read TDS_<FIELD> for every field of `Settings`; an empty variable counts as unset.
+
+    Sizes are bytes and may carry a unit (`64MiB`, `1g`), dates are `YYYY-MM-DD`. Folders become absolute, so
+    that a program that changes its working directory goes on writing where it began.
+    Raises InvalidSetting naming the variable, its value and what was expected.
+    """
+    environ = os.environ if environ is None else environ
+    texts = {name: environ.get(_variable(name), "").strip() for name in Settings.__struct_fields__}
+    given = {name: _parser(name)(name, text) for name, text in texts.items() if text}
+    given.setdefault("data_dir", Settings().data_dir.absolute())
+    settings = Settings(**given)  # type: ignore[arg-type]  # each value was made for its field by its parser
+    if settings.spool_max_bytes < settings.spool_segment_bytes:
+        raise _invalid(
+            "spool_max_bytes",
+            texts["spool_max_bytes"] or str(settings.spool_max_bytes),
+            f"room for one segment at least, TDS_SPOOL_SEGMENT_BYTES={settings.spool_segment_bytes}",
+        )
+    return settings
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Names that begin with TDS_ and are no setting, most likely misspelt, in alphabetical order."""
+    environ = os.environ if environ is None else environ
+    known = {_variable(name) for name in Settings.__struct_fields__} | {"TDS_REQUIRE_ALL"}  # the tests' own
+    return sorted(name for name in environ if name.startswith("TDS_") and name not in known)
+
+
+def child_environment(settings: Settings, **more: str) -> dict[str, str]:
+    """The environment for a child process that is to have the same settings: this process's, and `more` on top."""
+    fields = {_variable(name): getattr(settings, name) for name in Settings.__struct_fields__}
+    return {**os.environ, **{name: "" if value is None else str(value) for name, value in fields.items()}, **more}
+
+
+def dagster_home(settings: Settings, environ: Mapping[str, str] | None = None) -> Path:
+    """Where Dagster keeps its runs and events: DAGSTER_HOME if it is set, else `<data_dir>/dagster`; absolute."""
+    environ = os.environ if environ is None else environ
+    return Path(environ.get("DAGSTER_HOME") or settings.data_dir / "dagster").expanduser().absolute()
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown: what stands before the host becomes `***`, and so does `password=`."""
+    scheme, separator, _ = url.partition("://")
+    _, at, host = url.rpartition("@")
+    shown = f"{scheme + separator if separator else ''}***@{host}" if at else url
+    return _PASSWORD_PARAMETER.sub(r"\1***", shown)
+
+
+def _variable(name: str) -> str:
+    return f"TDS_{name.upper()}"
+
+
+def _parser(name: str) -> Callable[[str, str], object]:
+    """What makes a field's value from its text, found by the field's name or else by how that ends."""
+    return _PARSERS.get(name) or _PARSERS.get(name.rpartition("_")[2]) or _text
+
+
+def _text(_name: str, text: str) -> str:
+    return text
+
+
+def _folder(name: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as err:
+        raise _invalid(name, text, "a folder whose ~user exists") from err
+
+
+def _size(name: str, text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None or int(match[1]) == 0:
+        raise _invalid(name, text, "a number of bytes above 0 such as 16777216 or 16MiB")
+    return int(match[1]) * _UNITS[match[2][:1].lower()]
+
+
+def _record_size(name: str, text: str) -> int:
+    size = _size(name, text)
+    if size > _LARGEST_RECORD:
+        raise _invalid(name, text, f"at most {_LARGEST_RECORD >> 20}MiB")
+    return size
+
+
+def _whole_number(name: str, text: str) -> int:
+    if _WHOLE_NUMBER.fullmatch(text) is None:
+        raise _invalid(name, text, "a whole number of 0 or more")
+    return int(text)
+
+
+def _positive_number(name: str, text: str) -> int:
+    number = _whole_number(name, text)
+    if number == 0:
+        raise _invalid(name, text, "1 or more: an export is kept until the next one")
+    return number
+
+
+def _date(name: str, text: str) -> date:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError as err:
+        raise _invalid(name, text, "a date as YYYY-MM-DD") from err
+    if day.isoformat() != text:  # fromisoformat also reads 20240515 and 2024-W20-3
+        raise _invalid(name, text, f"a date as YYYY-MM-DD, that is {day}")
+    return day
+
+
+def _choice(name: str, text: str) -> str:
+    choices = get_args(_CHOICES[name])
+    if text not in choices:
+        raise _invalid(name, text, f"one of {', '.join(choices)}")
+    return text
+
+
+def _url(name: str, text: str) -> str:
+    schemes = _SCHEMES[name]
+    if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        raise _invalid(name, text, f"an address that begins with {' or '.join(f'{s}://' for s in schemes)}")
+    return text
+
+
+_CHOICES = {"spool_sync": SpoolSync, "on_full": OnFull}
+_SCHEMES = {
+    "redis_url": ("redis", "rediss", "unix"),
+    "postgres_url": ("postgresql", "postgres"),
+    "dagster_postgres_url": ("postgresql", "postgres"),
+}
+_PARSERS: dict[str, Callable[[str, str], object]] = {
+    "dir": _folder,
+    "bytes": _size,
+    "url": _url,
+    "max_record_bytes": _record_size,
+    "key_days": _whole_number,
+    "keep_ranges": _positive_number,
+    "synapse_retention": _whole_number,
+    "start_date": _date,
+    "spool_sync": _choice,
+    "on_full": _choice,
+}
+
+
+def _invalid(name: str, text: str, expected: str) -> InvalidSetting:
+    variable = _variable(name)
+    return InvalidSetting(
+        f"{variable}={without_password(text)!r}: expected {expected}; correct it or unset {variable} for the default"
+    )
