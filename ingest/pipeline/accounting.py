@@ -1,0 +1,87 @@
+"""Adds up the ingest side of the accounting identity of one kind: what was offered, and where it is now.
+
+    offered = accepted + dropped            accepted + imported = stored + waiting
+
+Accepted and dropped come from the producers' own counters, stored from what the writer counted when it committed,
+waiting from the distance between each producer's last sequence number and its mark: no side is made from another.
+"""
+
+import msgspec
+
+from ingest.pipeline.adoption import IMPORT_PREFIX
+from ingest.pipeline.ledger import CLOCK, DUPLICATES, FOREIGN, QUARANTINED, open_ledger, total
+from ingest.pipeline.locks import FileLock
+from ingest.pipeline.partitions import DataPaths
+from ingest.pipeline.spool import ProducerCounters, spooled_heads
+from ingest.settings import Settings
+
+
+class IngestAccount(msgspec.Struct, frozen=True):
+    """One kind's records, counted from the calls to the CSV files."""
+
+    kind: str
+    offered: int  # calls with a valid record
+    accepted: int  # of these, taken into a spool
+    dropped: int  # of these, not taken: spool or disk full, record too large
+    coerced: int  # accepted after a value was changed to fit JSON
+    imported: int  # rows read from day files that the store did not write
+    waiting: int  # accepted, and not in a CSV file yet
+    stored: int  # written by the writer: rows, and what it kept out of them
+    rows: int  # in the CSV files
+    duplicates: int  # of an idempotency key, left out by the writer
+    quarantined: int  # lines that the writer could not turn into rows
+    clock: int  # rows filed under their ingest day, for their own time lies outside of the partitions
+    foreign: int  # what other programs put into our files or into Synapse, kept in quarantine; no part of stored
+    writer_alive: bool  # somebody holds the writer's lock
+
+    @property
+    def balanced(self) -> bool:
+        """Whether both equations hold."""
+        is_offered = self.offered == self.accepted + self.dropped
+        return is_offered and self.accepted + self.imported == self.stored + self.waiting
+
+
+def account(settings: Settings, kind: str) -> IngestAccount:
+    """Count one kind. Producers on other hosts are known as far as their counters came through Synapse."""
+    paths = DataPaths(settings.data_dir)
+    heads = spooled_heads(settings.spool, kind)  # before the marks: what is written meanwhile is then not waiting
+    if not paths.ledger(kind).exists():
+        files, marks, counts, known = {}, {}, {}, {}
+    else:
+        # One snapshot of the ledger: a commit between two of these reads would leave the sides apart.
+        with open_ledger(paths, kind) as ledger, ledger.snapshot():
+            files, marks, counts, known = ledger.files(), ledger.marks(), ledger.counts(), ledger.producers()
+    producers = {name: counters for name, counters in known.items() if not name.startswith(IMPORT_PREFIX)}
+    for name, head in heads.items():
+        if name not in producers or head.offered >= producers[name].offered:
+            producers[name] = head
+    for name, mark in marks.items():
+        if not name.startswith(IMPORT_PREFIX):
+            producers[name] = _at_least(producers.get(name, ProducerCounters()), mark)
+    rows = sum(file.rows for file in files.values())
+    duplicates, quarantined = total(counts, DUPLICATES), total(counts, QUARANTINED)
+    return IngestAccount(
+        kind=kind,
+        offered=sum(counters.offered for counters in producers.values()),
+        accepted=sum(counters.accepted for counters in producers.values()),
+        dropped=sum(counters.dropped for counters in producers.values()),
+        coerced=sum(counters.coerced for counters in producers.values()),
+        imported=sum(mark for name, mark in marks.items() if name.startswith(IMPORT_PREFIX)),
+        waiting=sum(counters.accepted - marks.get(name, 0) for name, counters in producers.items()),
+        stored=rows + duplicates + quarantined,
+        rows=rows,
+        duplicates=duplicates,
+        quarantined=quarantined,
+        clock=total(counts, CLOCK),
+        foreign=total(counts, FOREIGN),
+        writer_alive=FileLock.is_taken(paths.lock(kind)),
+    )
+
+
+def _at_least(counters: ProducerCounters, accepted: int) -> ProducerCounters:
+    """Counters of which at least so many were accepted: what is written was accepted, whatever was counted last."""
+    if counters.accepted >= accepted:
+        return counters
+    return msgspec.structs.replace(
+        counters, accepted=accepted, offered=max(counters.offered, accepted + counters.dropped)
+    )

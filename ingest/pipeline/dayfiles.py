@@ -1,0 +1,224 @@
+"""Appends rows to one kind's day files and holds what is on disk against the ledger.
+
+A day file that is longer than its committed size holds either what this writer appended and did not live to commit,
+or what somebody else wrote there. The two are told apart by the intent: before each append, the ranges about to be
+written go to `state/<kind>.appending`. It is not synced, for it has to outlive the process and not the machine. Bytes
+within the intent are cut off, because the spool or Synapse gives those records again; bytes outside of it are
+somebody else's and go to quarantine. (After a power cut an intent may be missing: then a torn batch is taken for
+somebody else's rows, lands in quarantine too, and is written again from the spool.)
+
+    intent → append → fdatasync → fsync of the folder for a new file        the caller then commits the ledger
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from ingest.errors import DamagedFile
+from ingest.pipeline.adoption import receive_day_file
+from ingest.pipeline.failpoints import Failpoint
+from ingest.pipeline.ledger import (
+    FOREIGN,
+    Commit,
+    CommittedFile,
+    Ledger,
+    Reject,
+    chained_version,
+    settle_edits,
+)
+from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, sync_folder
+from ingest.records import Kind
+
+_MAX_OPEN = 400  # a shuffled backfill of a year touches 365 days; the usual limit of open files is 1,024
+_INTENT = msgspec.json.Decoder(dict[str, tuple[int, int]])
+
+
+class DayFiles:
+    """One kind's day files, open for appending. Only the holder of the kind's lock may have one."""
+
+    def __init__(self, paths: DataPaths, kind: Kind, ledger: Ledger, failpoint: Failpoint) -> None:
+        """Cut torn tails off and set strange rows aside, so that each file ends where the ledger says."""
+        self._paths, self._kind, self._ledger, self._failpoint = paths, kind, ledger, failpoint
+        self._folder = paths.training(kind.name, "0000-00-00").parent
+        make_folder(self._folder)
+        self._committed = ledger.files()
+        self.has_received = False  # a file that the ledger does not know was moved away, to be imported
+        self._open: OrderedDict[str, int] = OrderedDict()  # descriptors, the longest unused first
+        self._intent_file = os.open(paths.state / f"{kind.name}.appending", os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        self._intent = self._read_intent()
+        on_disk = {path.stem[-10:] for path in self._folder.glob(f"{kind.name}_????-??-??.csv")}
+        for day in sorted(on_disk):
+            if _size(paths.training(kind.name, day)) > self._committed_size(day):
+                self._settle(day)
+
+    def _committed_size(self, day: str) -> int:
+        committed = self._committed.get(day)
+        return 0 if committed is None else committed.size
+
+    def append(self, rows: Mapping[str, tuple[int, bytes]]) -> dict[str, CommittedFile]:
+        """Write each day's rows (how many, their bytes) behind its committed size and bring them to the disk.
+
+        Gives the files' new state for the caller to commit. Until `adopt` the ledger's state is the one that counts.
+        Raises DamagedFile for a file that is shorter than committed, OSError when the disk refuses.
+        """
+        pending: dict[str, tuple[CommittedFile, int, int, bytes]] = {}
+        for day, (count, data) in rows.items():
+            committed, descriptor = self._ready(day)
+            text = data if committed.size else self._kind.header + data
+            pending[day] = committed, descriptor, count, text
+        self._write_intent({day: (file.size, file.size + len(text)) for day, (file, _, _, text) in pending.items()})
+        self._failpoint.reach("intent")
+        for file, descriptor, _, text in pending.values():
+            _write_all(descriptor, text, file.size)
+        self._failpoint.reach("append")
+        for _, descriptor, _, _ in pending.values():
+            _sync(descriptor)
+        if not all(file.size for file, *_ in pending.values()):
+            sync_folder(self._folder)
+        self._failpoint.reach("sync")
+        return {
+            day: CommittedFile(
+                file.size + len(text),
+                file.rows + count,
+                chained_version(file.version, text),
+                os.fstat(descriptor).st_mtime_ns,
+            )
+            for day, (file, descriptor, count, text) in pending.items()
+        }
+
+    def adopt(self, files: Mapping[str, CommittedFile]) -> None:
+        """Take over the state that was committed."""
+        self._committed.update(files)
+
+    def close(self) -> None:
+        """Close all files. May be called twice."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+        if self._intent_file >= 0:
+            os.close(self._intent_file)
+            self._intent_file = -1
+
+    def _ready(self, day: str) -> tuple[CommittedFile, int]:
+        """The day's state and a descriptor, after others' doings are settled."""
+        path = self._paths.training(self._kind.name, day)
+        descriptor = self._descriptor(day, path)
+        committed = self._committed.get(day, CommittedFile(0, 0, "", 0))
+        status = os.fstat(descriptor)
+        if (status.st_size, status.st_mtime_ns) != (committed.size, committed.mtime_ns):
+            self._settle(day)
+            committed, descriptor = self._committed.get(day, committed), self._descriptor(day, path)
+        return committed, descriptor
+
+    def _descriptor(self, day: str, path: Path) -> int:
+        descriptor = self._open.pop(day, None)
+        if descriptor is not None and not _is_same_file(descriptor, path):
+            os.close(descriptor)  # an editor put another file in its place
+            descriptor = None
+        if descriptor is None:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        self._open[day] = descriptor
+        if len(self._open) > _MAX_OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def _settle(self, day: str) -> None:
+        """Make the file end at its committed size: own torn rows are cut off, others' rows go to quarantine first."""
+        path = self._paths.training(self._kind.name, day)
+        committed = self._committed.get(day)
+        size, end = _size(path), self._committed_size(day)
+        if size > end:
+            start, stop = self._intent.get(day, (0, 0))
+            own_end = min(stop, size) if start == end else end
+            if committed is None and own_end < size:
+                receive_day_file(self._paths, self._kind.name, path)
+                self.has_received = True
+                return
+            if end:
+                _require_line_end(path, end)
+            if own_end < size:
+                self._set_aside(day, path, own_end)
+            if not end:
+                path.unlink()  # a first batch of ours that was cut off before its commit
+                return
+            mtime_ns = _cut(path, end)
+            if committed is not None and own_end == size:  # nobody else was here: the new mtime is our own doing
+                self._ledger.commit(Commit(files={day: msgspec.structs.replace(committed, mtime_ns=mtime_ns)}))
+        if committed is not None:
+            settle_edits(self._ledger, self._paths, self._kind.name, [day])
+            self._committed[day] = self._ledger.file(day) or committed
+
+    def _set_aside(self, day: str, path: Path, start: int) -> None:
+        """Put rows that somebody else appended into quarantine, with the byte at which each began."""
+        change = Commit()
+        with path.open("rb") as file:
+            file.seek(start)
+            position = start
+            for line in file:
+                origin = f"{path.name} byte {position}"
+                change.rejects.append(
+                    Reject(day, "appended by another program: the writer owns this file", origin, line)
+                )
+                position += len(line)
+        change.count(day, FOREIGN, len(change.rejects))
+        self._ledger.commit(change)
+
+    def _read_intent(self) -> dict[str, tuple[int, int]]:
+        text = os.pread(self._intent_file, os.fstat(self._intent_file).st_size, 0)
+        try:
+            return _INTENT.decode(text.partition(b"\n")[0]) if text else {}
+        except msgspec.DecodeError:
+            return {}  # cut short by a power cut; see the module's docstring
+
+    def _write_intent(self, intent: dict[str, tuple[int, int]]) -> None:
+        self._intent = intent
+        text = msgspec.json.encode(intent) + b"\n"
+        _write_all(self._intent_file, text, 0)
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _sync(descriptor: int) -> None:
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:  # macOS
+        os.fsync(descriptor)
+
+
+def _cut(path: Path, size: int) -> int:
+    """Cut a file to a size; gives its mtime after that."""
+    with path.open("r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _require_line_end(path: Path, end: int) -> None:
+    with path.open("rb") as file:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            raise DamagedFile(
+                f"{path}: byte {end - 1} is not the end of a row, but {end} bytes are committed; "
+                "somebody rewrote the file: restore it from a backup"
+            )

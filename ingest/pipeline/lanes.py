@@ -1,0 +1,53 @@
+"""Moves one kind on, with pauses after failures: by its embedded writer, or by its shipper to Synapse."""
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from ingest.pipeline.writer import FAILURES, KindWriter, Retry
+from ingest.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ingest.pipeline.locks import FileLock
+
+_LOCK_INTERVAL_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+class Lane:
+    """One kind's way out of this process's spool."""
+
+    def __init__(self, settings: Settings, kind: str) -> None:
+        """Choose the way by the settings; nothing is opened before the first step."""
+        self._kind = kind
+        self._retry = Retry(logger.warning)
+        self._not_before = 0.0
+        self.lock: FileLock
+        self._step: Callable[[], int]
+        self.close: Callable[[], None]
+        if settings.redis_url is None:
+            writer = KindWriter(settings, kind)
+            self.lock, self._step, self.close = writer.lock, writer.step, writer.close
+        else:
+            from ingest.pipeline.synapse import Shipper  # redis-py takes a quarter of a second to import
+
+            shipper = Shipper(settings, kind)
+            self.lock, self._step, self.close = shipper.lock, shipper.step, shipper.close
+
+    def step(self) -> int:
+        """Move what is there; gives how many records were moved."""
+        if time.monotonic() < self._not_before:
+            return 0
+        try:
+            if not self.lock.acquire():
+                self._not_before = time.monotonic() + _LOCK_INTERVAL_S
+                return 0
+            moved = self._step()
+        except FAILURES as err:
+            self._not_before = time.monotonic() + self._retry.failed(self._kind, err)
+            return 0
+        self._retry.worked(self._kind)
+        return moved

@@ -1,0 +1,263 @@
+"""The store as agents see it: records in, records and exports out.
+
+A record is accepted when its bytes are in the spool, a memory-mapped file: from then on it survives `kill -9`. A
+background thread moves it on (`pipeline.carrier`). One store a process; after a fork the child has producers and a
+thread of its own.
+"""
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest.calls import BlockingCalls, asynchronous, beside_the_loop
+from ingest.errors import FlushTimeout
+from ingest.pipeline.carrier import Carrier
+from ingest.pipeline.partitions import DataPaths
+from ingest.pipeline.spool import Spool, spooled_heads
+from ingest.records import KINDS
+from ingest.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow.dataset as pads
+
+_FLUSH_POLL_S = 0.005
+_EXIT_FLUSH_S = 5.0  # at interpreter exit; what is not written by then stays in the spool for the next process
+
+
+class BlockingStore(BlockingCalls):
+    """`store.sync`: every call of the store for code without an event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open nothing yet: a process that stores nothing leaves nothing behind."""
+        super().__init__(settings, self._spool)
+        self._spools: dict[str, Spool] = {}
+        self._carrier: Carrier | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def has_stored(self) -> bool:
+        """Whether this process put anything into the spool since it was opened."""
+        return bool(self._spools)
+
+    def _spool(self, kind: str) -> Spool:
+        return self._spools.get(kind) or self._open_spool(kind)
+
+    def _open_spool(self, kind: str) -> Spool:
+        with self._lock:
+            spool = self._spools.get(kind)
+            if spool is None:
+                spool = Spool(self._settings, kind)
+                self._spools[kind] = spool
+            if self._carrier is None:
+                self._carrier = Carrier(self._settings, self._sync_spools)
+        return spool
+
+    def _sync_spools(self) -> None:
+        for spool in list(self._spools.values()):
+            spool.sync()
+
+    def flush(self, timeout: float = 30.0) -> None:
+        """Wait until all that was accepted before this call, on this host, is fsynced in its CSV file.
+
+        What dead processes left in the spool is written too. With Redis, written means covered by the writer's mark.
+        Raises FlushTimeout after `timeout` seconds; nothing is lost then.
+        """
+        heads = {
+            kind: {name: counters.accepted for name, counters in spooled_heads(self._settings.spool, kind).items()}
+            for kind in KINDS
+        }
+        deadline = time.monotonic() + timeout
+        while waiting := self._waiting(heads):
+            if time.monotonic() >= deadline:
+                raise FlushTimeout(
+                    f"{waiting} are not written after {timeout} s: expected a writer that keeps up; "
+                    "nothing is lost, see `tds status` and `tds doctor`"
+                )
+            self._running_carrier().wake()
+            time.sleep(_FLUSH_POLL_S)
+
+    def _running_carrier(self) -> Carrier:
+        with self._lock:
+            if self._carrier is None:
+                self._carrier = Carrier(self._settings, self._sync_spools)
+            return self._carrier
+
+    def _waiting(self, heads: dict[str, dict[str, int]]) -> str:
+        """What of the given sequence numbers is not written yet, in words; "" if all is. Settled ones are removed."""
+        for kind, producers in heads.items():
+            written = self._written(kind, list(producers)) if producers else {}
+            for name in [name for name, head in producers.items() if written.get(name, 0) >= head]:
+                del producers[name]
+        return ", ".join(f"{kind} of {len(producers)} processes" for kind, producers in heads.items() if producers)
+
+    def _written(self, kind: str, producers: list[str]) -> dict[str, int]:
+        if self._settings.redis_url is not None:
+            from ingest.pipeline.synapse import marks_of  # redis-py takes a quarter of a second to import
+
+            return marks_of(self._settings, kind, producers)
+        paths = DataPaths(self._settings.data_dir)
+        if not paths.ledger(kind).exists():
+            return {}
+        from ingest.pipeline.ledger import open_ledger  # sqlite3 takes 5 ms to import, and only who waits needs it
+
+        with open_ledger(paths, kind) as ledger:
+            return ledger.marks()
+
+    def close(self) -> None:
+        """Let go of files, locks and the thread. What is not written yet stays in the spool. May be called twice."""
+        with self._lock:
+            carrier, self._carrier = self._carrier, None
+            spools, self._spools = self._spools, {}
+        for spool in spools.values():
+            spool.close()
+        if carrier is not None:
+            carrier.stop()
+
+    def begin_anew_after_fork(self) -> None:
+        """In a forked child: leave the parent's producers and thread alone, and have others from the next call on."""
+        carrier, self._carrier = self._carrier, None
+        spools, self._spools = self._spools, {}
+        self._lock = threading.Lock()
+        for spool in spools.values():
+            spool.close(forked=True)
+        if carrier is not None:
+            carrier.abandon()
+
+
+class TrainingDataStore:
+    """Where agents put what they do. Calls cost microseconds, never block and never break the agent."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Open nothing yet. Without `settings` the TDS_* variables count. Raises InvalidSetting for a bad one."""
+        self.settings = read_settings() if settings is None else settings
+        self.sync = BlockingStore(self.settings)
+        # Under these settings a call may wait for a disk or for room: then it runs beside the event loop.
+        self.may_wait = self.settings.spool_sync == "always" or self.settings.on_full == "block"
+        _stores.add(self)
+
+    store_agent_event = asynchronous(BlockingCalls.store_agent_event)
+    store_agent_task = asynchronous(BlockingCalls.store_agent_task)
+    store_tool_execution = asynchronous(BlockingCalls.store_tool_execution)
+    store_workflow_data = asynchronous(BlockingCalls.store_workflow_data)
+    store_feedback = asynchronous(BlockingCalls.store_feedback)
+    store_record = asynchronous(BlockingCalls.store_record)
+
+    async def flush(self, timeout: float = 30.0) -> None:
+        """Wait until all that was accepted before this call, on this host, is fsynced in its CSV file.
+
+        Raises FlushTimeout after `timeout` seconds; nothing is lost then.
+        """
+        await beside_the_loop(self.sync.flush, timeout)
+
+    async def close(self) -> None:
+        """Let go of files, locks and the thread. What is not written yet stays in the spool. May be called twice."""
+        await beside_the_loop(self.sync.close)
+
+    def export_for_training(
+        self,
+        data_type: str,
+        output_path: Path | str | None = None,
+        start_date: date | str | None = None,
+        end_date: date | str | None = None,
+    ) -> Path:
+        """Export a kind's days as JSONL, both dates included, and give the file's path.
+
+        Flushes, curates the days that changed, and exports: the very bytes of `tds export` and of the UI. By default
+        from the first day with data to yesterday (UTC), to `training/<kind>_training.jsonl`. Blocks: in an event loop
+        use `export_for_training_async`. Needs the `platform` extra. Raises UnknownKind, InvalidRange, FlushTimeout, or
+        Unbalanced naming the days that do not add up.
+        """
+        from tds_dagster.export import export_range  # the one edge upwards: the function that the asset calls
+
+        self.sync.flush()
+        made = export_range(
+            DataPaths(self.settings.data_dir),
+            data_type,
+            None if start_date is None else str(start_date),
+            None if end_date is None else str(end_date),
+            output=None if output_path is None else Path(output_path),
+            keep_ranges=self.settings.keep_ranges,
+        )
+        return made.path
+
+    async def export_for_training_async(
+        self,
+        data_type: str,
+        output_path: Path | str | None = None,
+        start_date: date | str | None = None,
+        end_date: date | str | None = None,
+    ) -> Path:
+        """`export_for_training` beside a running event loop."""
+        return await beside_the_loop(self.export_for_training, data_type, output_path, start_date, end_date)
+
+    def load(
+        self, data_type: str, *, start_date: date | str | None = None, end_date: date | str | None = None
+    ) -> "pd.DataFrame":
+        """A kind's written rows of these days as a pandas DataFrame (ArrowDtype); JSON columns are JSON text.
+
+        Without dates: all days. Raises UnknownKind or InvalidRange. Needs the `platform` extra.
+        """
+        import pandas as pd  # a third of a second to import
+
+        from ingest.reading import read_table
+
+        return read_table(self.settings, data_type, start_date, end_date).to_pandas(types_mapper=pd.ArrowDtype)
+
+    def scan(
+        self, data_type: str, *, start_date: date | str | None = None, end_date: date | str | None = None
+    ) -> "pads.Dataset":
+        """A kind's written rows of these days as a pyarrow Dataset, read into memory; else as `load`."""
+        import pyarrow.dataset as pads  # 80 ms to import
+
+        from ingest.reading import read_table
+
+        return pads.dataset(read_table(self.settings, data_type, start_date, end_date))
+
+    def subscribe(self, data_type: str, *, after: str | None = None) -> AsyncGenerator[dict[str, object]]:
+        """Follow a kind's records from now on, or from behind the record with the id `after`; a dict each.
+
+        With Redis they come from Synapse as they are sent, without it from the CSV files as they are written. Ends
+        only when it is closed. Raises UnknownKind.
+        """
+        from ingest.pipeline.subscription import follow  # with Redis it needs redis-py
+
+        return follow(self.settings, data_type, after)
+
+
+_stores: "weakref.WeakSet[TrainingDataStore]" = weakref.WeakSet()
+_process_store: TrainingDataStore | None = None
+
+
+def get_training_data_store() -> TrainingDataStore:
+    """The process's one store, made at the first call from the TDS_* variables. Raises InvalidSetting for a bad one."""
+    global _process_store  # noqa: PLW0603 - one a process is the contract
+    if _process_store is None:
+        _process_store = TrainingDataStore()
+    return _process_store
+
+
+def _close_stores() -> None:
+    """At exit: give the writer a moment, then let go. What is left is in the spool, and nothing is lost."""
+    for store in list(_stores):
+        try:
+            if store.settings.redis_url is None and store.sync.has_stored:
+                store.sync.flush(_EXIT_FLUSH_S)
+        except FlushTimeout:
+            pass  # the next process that uses this spool writes it
+        store.sync.close()
+
+
+def _begin_anew_after_fork() -> None:
+    for store in list(_stores):
+        store.sync.begin_anew_after_fork()
+
+
+atexit.register(_close_stores)
+os.register_at_fork(after_in_child=_begin_anew_after_fork)

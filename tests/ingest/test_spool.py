@@ -1,0 +1,246 @@
+"""The spool: frames that survive the process, sequence numbers without gaps, and what a reader makes of damage."""
+
+import logging
+import mmap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ingest import NotAccepted, Settings
+from ingest.pipeline.spool import Spool, SpooledProducer, SpoolReader, read_counters
+
+SEGMENT = 4096
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", spool_segment_bytes=SEGMENT, max_record_bytes=100_000)
+
+
+def read_all(spool: Spool, mark: int = 0, at_once: int = 1000) -> list[bytes | None]:
+    producer, lines = SpooledProducer(spool.folder, mark), list[bytes | None]()
+    while batch := producer.read(at_once, 1 << 30):
+        assert batch.first_seq == mark + len(lines) + 1
+        lines += batch.lines
+    return lines
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_records_come_back_in_order_whatever_the_batch_size(small: Settings, at_once: int) -> None:
+    spool = Spool(small, "events")
+    lines: list[bytes | None] = [b"%d" % n * 40 for n in range(1000)]
+    assert all(spool.append(line or b"") for line in lines)
+    assert len(list(spool.folder.glob("*.seg"))) > 5
+    assert read_all(spool, at_once=at_once) == lines
+    assert read_all(spool, mark=990, at_once=at_once) == lines[990:]
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+def test_a_record_that_just_fits_a_segment_and_one_that_just_does_not_are_both_kept(small: Settings, over: int) -> None:
+    spool = Spool(small, "events")
+    exact = SEGMENT - 16 - 16 - 4
+    lines: list[bytes | None] = [b"x" * (exact + over), b"y" * (exact + over), b"z"]
+    assert all(spool.append(line or b"") for line in lines)
+    assert read_all(spool) == lines
+
+
+def test_a_reader_that_reads_along_sees_each_record_once(small: Settings) -> None:
+    spool = Spool(small, "events")
+    spool.append(b"first")
+    producer = SpooledProducer(spool.folder, 0)
+    seen: list[bytes | None] = []
+    for n in range(500):
+        spool.append(b"%d" % n * 30)
+        batch = producer.read(3, 1 << 20)
+        seen += batch.lines if batch else []
+    while batch := producer.read(3, 1 << 20):
+        seen += batch.lines
+    assert seen == [b"first", *(b"%d" % n * 30 for n in range(500))]
+
+
+def test_threads_that_store_at_once_lose_nothing_and_number_without_gaps(small: Settings) -> None:
+    spool = Spool(small, "events")
+
+    def append_many(name: int) -> None:
+        for n in range(500):
+            assert spool.append(b"%d %d" % (name, n))
+
+    threads = [threading.Thread(target=append_many, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(read_all(spool), key=str) == sorted(
+        (b"%d %d" % (a, b) for a in range(8) for b in range(500)), key=str
+    )
+    assert spool.counters.accepted == 4000
+
+
+def damage(path: Path, change: Callable[[bytearray], None]) -> None:
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.write_bytes(content)
+
+
+def test_a_damaged_frame_becomes_a_tombstone_and_the_ones_behind_it_are_kept(small: Settings) -> None:
+    spool = Spool(small, "events")
+    for n in range(5):
+        spool.append(b"record %d" % n)
+    spool.close()
+    segment = next(spool.folder.glob("*.seg"))
+    damage(segment, lambda content: content.__setitem__(content.index(b"record 2"), ord("X")))
+    assert read_all(spool) == [b"record 0", b"record 1", None, b"record 3", b"record 4"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+def test_what_a_power_cut_left_as_zeros_is_counted_as_lost_and_later_segments_are_read(
+    small: Settings, at_once: int
+) -> None:
+    spool = Spool(small, "events")
+    for n in range(300):
+        spool.append(b"%03d" % n * 20)
+    spool.close()
+    first = min(spool.folder.glob("*.seg"))
+    following = int(sorted(spool.folder.glob("*.seg"))[1].stem)
+    damage(first, lambda content: content.__setitem__(slice(1000, None), bytes(len(content) - 1000)))
+    lines = read_all(spool, at_once=at_once)
+    assert len(lines) == 300
+    assert lines[following - 1 :] == [b"%03d" % n * 20 for n in range(following - 1, 300)]
+    assert None in lines[: following - 1]
+    assert lines[0] == b"000" * 20
+
+
+def test_a_torn_last_frame_of_a_dead_producer_is_counted_as_lost(small: Settings) -> None:
+    spool = Spool(small, "events")
+    for n in range(3):
+        spool.append(b"record %d" % n)
+    spool.close()
+    segment = next(spool.folder.glob("*.seg"))
+    damage(segment, lambda content: content.__setitem__(content.index(b"record 2"), ord("X")))
+    assert read_all(spool) == [b"record 0", b"record 1", None]
+
+
+def test_a_live_producers_unfinished_tail_is_waited_for(small: Settings) -> None:
+    spool = Spool(small, "events")
+    spool.append(b"record 0")
+    spool.append(b"record 1")
+    segment = next(spool.folder.glob("*.seg"))
+    with segment.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        place = content.find(b"record 1")
+        content[place : place + 1] = b"X"
+        producer = SpooledProducer(spool.folder, 0)
+        batch = producer.read(10, 1 << 20)
+        assert batch is not None
+        assert batch.lines == [b"record 0"]
+        content[place : place + 1] = b"r"
+        batch = producer.read(10, 1 << 20)
+        assert batch is not None
+        assert batch.lines == [b"record 1"]
+
+
+def test_segments_are_deleted_when_the_mark_covers_them_and_the_last_one_when_the_producer_has_ended(
+    small: Settings,
+) -> None:
+    spool = Spool(small, "events")
+    for n in range(300):
+        spool.append(b"%03d" % n * 20)
+    reader = SpoolReader(small.spool, "events")
+    reader.refresh({})
+    batches = reader.read(1000, 1 << 30)
+    assert len(batches[0].lines) == 300
+    producer = reader.producers[spool.producer]
+    before = len(list(spool.folder.glob("*.seg")))
+    assert not producer.release(100)
+    assert 1 < len(list(spool.folder.glob("*.seg"))) < before
+    assert not producer.release(300)
+    assert len(list(spool.folder.glob("*.seg"))) == 1
+    spool.close()
+    assert producer.release(300)
+
+
+def test_a_record_over_the_limit_is_dropped_and_counted_even_where_a_segment_has_room(tmp_path: Path) -> None:
+    spool = Spool(Settings(data_dir=tmp_path, max_record_bytes=100), "events")
+    assert spool.append(b"x" * 100)
+    assert not spool.append(b"x" * 101)
+    assert (spool.counters.offered, spool.counters.accepted, spool.counters.dropped) == (2, 1, 1)
+    assert read_counters(spool.folder) == spool.counters
+
+
+def test_a_full_spool_drops_and_counts_and_says_so_once(small: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(msgspec.structs.replace(small, spool_max_bytes=3 * SEGMENT), "events")
+    with caplog.at_level(logging.WARNING):
+        accepted = sum(spool.append(b"x" * 1100) for _ in range(50))
+    assert accepted == 9
+    assert spool.counters.dropped == 41
+    assert len(caplog.records) == 1
+    assert "TDS_SPOOL_MAX_BYTES" in caplog.text
+    assert len(read_all(spool)) == 9
+
+
+def test_a_full_spool_raises_if_asked_to_and_takes_records_again_when_there_is_room(small: Settings) -> None:
+    settings = msgspec.structs.replace(small, spool_max_bytes=2 * SEGMENT, on_full="raise")
+    spool = Spool(settings, "events")
+    for _ in range(6):
+        spool.append(b"x" * 1100)
+    with pytest.raises(NotAccepted, match="TDS_SPOOL_MAX_BYTES"):
+        spool.append(b"x" * 1100)
+    reader = SpoolReader(settings.spool, "events")
+    reader.refresh({})
+    reader.read(1000, 1 << 30)
+    reader.producers[spool.producer].release(6)
+    assert spool.append(b"x" * 1100)
+
+
+def test_a_full_spool_blocks_if_asked_to_until_there_is_room(small: Settings) -> None:
+    settings = msgspec.structs.replace(small, spool_max_bytes=2 * SEGMENT, on_full="block")
+    spool = Spool(settings, "events")
+    for _ in range(6):
+        spool.append(b"x" * 1100)
+    blocked = threading.Thread(target=spool.append, args=(b"x" * 1100,))
+    blocked.start()
+    blocked.join(0.1)
+    assert blocked.is_alive()
+    reader = SpoolReader(settings.spool, "events")
+    reader.refresh({})
+    reader.read(1000, 1 << 30)
+    reader.producers[spool.producer].release(6)
+    blocked.join(10)
+    assert not blocked.is_alive()
+    assert spool.counters.accepted == 7
+
+
+def test_a_spool_folder_that_cannot_be_written_drops_and_says_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    spool = Spool(Settings(data_dir=tmp_path / "file"), "events")
+    assert not spool.append(b"x")
+    assert spool.counters.dropped == 1
+    assert "TDS_SPOOL_DIR" in caplog.text
+
+
+def test_a_segment_that_is_deleted_while_the_producer_counts_its_room_drops_nothing(
+    small: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(small, "events")
+    for _ in range(8):
+        spool.append(b"x" * 1000)
+    real_iterdir = Path.iterdir
+
+    def iterdir_of_the_past(folder: Path) -> list[Path]:
+        return [folder / "00000000000000000000.seg", *real_iterdir(folder)]
+
+    monkeypatch.setattr(Path, "iterdir", iterdir_of_the_past)
+    for _ in range(8):
+        assert spool.append(b"x" * 1000)
+
+
+def test_the_spool_is_private(small: Settings) -> None:
+    spool = Spool(small, "events")
+    spool.append(b"x")
+    for path in small.data_dir.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    assert small.data_dir.stat().st_mode & 0o777 == 0o700

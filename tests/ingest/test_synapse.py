@@ -1,0 +1,352 @@
+"""Through a real Redis: nothing lost and nothing doubled, whatever happens to Redis, the writer or the wire."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from ingest import FlushTimeout, Settings, TrainingDataStore
+from ingest.errors import SynapseUnavailable
+from ingest.pipeline.accounting import account
+from ingest.pipeline.ledger import open_ledger
+from ingest.pipeline.partitions import DataPaths
+from ingest.pipeline.synapse import Shipper, StreamSource, marks_key, producers_key, stream_key
+from ingest.pipeline.writer import run_writers
+from ingest.records import new_record_id
+from tests.parts import PROJECT, RedisServer, csv_rows, environment, listening, wait_until
+
+
+@pytest.fixture
+def remote(redis_server: RedisServer, tmp_path: Path) -> Settings:
+    """An agent's host: a spool of its own, Redis, and the data folder where the writer is."""
+    return Settings(data_dir=tmp_path / "data", spool_dir=tmp_path / "spool", redis_url=redis_server.url)
+
+
+@pytest.fixture
+def agent(remote: Settings) -> Iterator[TrainingDataStore]:
+    store = TrainingDataStore(remote)
+    yield store
+    store.sync.close()
+
+
+@pytest.fixture
+def client(remote: Settings) -> Iterator[redis.Redis]:
+    client = redis.Redis.from_url(remote.redis_url or "", protocol=2)
+    yield client
+    client.close()
+
+
+@contextmanager
+def writing(settings: Settings, said: list[str] | None = None) -> Iterator[None]:
+    """A `tds writer` in a thread of this process."""
+    stop = threading.Event()
+    report = said.append if said is not None else lambda _: None
+    thread = threading.Thread(target=run_writers, args=(settings, ["events"], stop), kwargs={"report": report})
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def names(settings: Settings) -> list[object]:
+    return [row["event_type"] for row in csv_rows(settings, "events")]
+
+
+def test_records_come_through_in_packed_entries_each_once(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    with writing(remote):
+        for n in range(5000):
+            agent.sync.store_agent_event(f"event {n}")
+        agent.sync.flush()
+    assert names(remote) == [f"event {n}" for n in range(5000)]
+    assert client.xlen(stream_key("events")) < 500
+    counted = account(remote, "events")
+    assert (counted.accepted, counted.stored, counted.waiting, counted.balanced) == (5000, 5000, 0, True)
+
+
+def test_a_host_without_the_data_folder_is_seen_in_the_account(remote: Settings, tmp_path: Path) -> None:
+    elsewhere = TrainingDataStore(msgspec.structs.replace(remote, data_dir=tmp_path / "unused"))
+    with writing(msgspec.structs.replace(remote, spool_dir=tmp_path / "spool of the writer's host")):
+        for n in range(100):
+            elsewhere.sync.store_agent_event(f"event {n}")
+        elsewhere.sync.flush()
+        elsewhere.sync.close()
+        here = msgspec.structs.replace(remote, spool_dir=tmp_path / "spool of the writer's host")
+        wait_until(lambda: account(here, "events").accepted == 100, "its counters came through Redis")
+    assert not (tmp_path / "unused").exists()
+    assert account(here, "events").balanced
+
+
+def test_with_redis_down_the_call_goes_on_and_everything_arrives_when_it_is_back(
+    remote: Settings, agent: TrainingDataStore, redis_server: RedisServer
+) -> None:
+    redis_server.kill()
+    said: list[str] = []
+    with writing(remote, said):
+        for n in range(1000):
+            assert agent.sync.store_agent_event(f"event {n}") is not None
+        with pytest.raises(FlushTimeout, match="nothing is lost"):
+            agent.sync.flush(0.5)
+        wait_until(lambda: bool(said), "the writer says that it waits")
+        assert "TDS_REDIS_URL=redis://127.0.0.1" in said[0]
+        redis_server.start()
+        agent.sync.flush()
+    assert names(remote) == [f"event {n}" for n in range(1000)]
+
+
+@pytest.mark.parametrize("keep_data", [True, False])
+def test_redis_killed_in_the_middle_with_or_without_its_data_loses_and_doubles_nothing(
+    remote: Settings, agent: TrainingDataStore, redis_server: RedisServer, keep_data: bool
+) -> None:
+    with writing(remote):
+        for n in range(3000):
+            agent.sync.store_agent_event(f"event {n}")
+            if n in {1000, 2000}:
+                redis_server.kill()
+            if n in {1200, 2200}:
+                redis_server.start(keep_data=keep_data)
+            time.sleep(0.0003)
+        agent.sync.flush(60)
+    assert names(remote) == [f"event {n}" for n in range(3000)]
+
+
+def test_a_flushed_redis_is_filled_again_from_the_spool(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    for n in range(1000):
+        agent.sync.store_agent_event(f"early {n}")
+    wait_until(lambda: client.xlen(stream_key("events")) > 0, "the first entries are in Redis")
+    client.flushall()  # before any writer saw them
+    with writing(remote):
+        for n in range(1000):
+            agent.sync.store_agent_event(f"late {n}")
+            if n == 500:
+                client.flushall()
+            time.sleep(0.0005)
+        agent.sync.flush(60)
+        wait_until(lambda: client.hlen(marks_key("events")) > 0, "the marks are published again")
+    assert names(remote) == [f"early {n}" for n in range(1000)] + [f"late {n}" for n in range(1000)]
+
+
+def test_a_paused_redis_is_waited_for(remote: Settings, agent: TrainingDataStore, redis_server: RedisServer) -> None:
+    with writing(remote):
+        agent.sync.store_agent_event("before")
+        agent.sync.flush()
+        redis_server.pause()
+        slowest = 0.0
+        for n in range(200):
+            start = time.perf_counter()
+            agent.sync.store_agent_event(f"during {n}")
+            slowest = max(slowest, time.perf_counter() - start)
+        redis_server.resume()
+        agent.sync.flush(60)
+    assert slowest < 0.5, "a call does not wait for Redis"
+    assert len(names(remote)) == 201
+
+
+def test_an_entry_that_is_none_goes_to_quarantine_and_the_rest_flows(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    key = stream_key("events")
+    client.xadd(key, {"hello": "world"})
+    client.xadd(key, {"v": "9", "p": "x", "o": "1", "n": "1", "d": "{}"})
+    client.xadd(key, {"v": "1", "p": "x", "o": "first", "n": "1", "d": "{}"})
+    client.xadd(key, {"v": "1", "p": "x", "o": "1", "n": "3", "d": "{}"})
+    with writing(remote):
+        agent.sync.store_agent_event("good")
+        agent.sync.flush()
+    assert names(remote) == ["good"]
+    with open_ledger(DataPaths(remote.data_dir), "events") as ledger:
+        reasons = [reject.reason for reject in ledger.rejects(datetime.now(UTC).date().isoformat())]
+    assert [word in reason for word, reason in zip(["missing", "v=b'9'", "first", "n=3"], reasons, strict=True)] == [
+        True
+    ] * 4
+    counted = account(remote, "events")
+    assert (counted.foreign, counted.quarantined, counted.balanced) == (4, 0, True)
+    assert client.xpending(key, "writer")["pending"] == 0
+
+
+def test_any_redis_client_can_write(remote: Settings, client: redis.Redis) -> None:
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    record = {"record_id": new_record_id(), "timestamp": now, "event_type": "from afar", "payload": {"a": 1}}
+    text = msgspec.json.format(msgspec.json.encode(record), indent=0).replace(b"\n", b" ")
+    client.xadd(stream_key("events"), {"v": 1, "p": "my-shell-script", "o": 1, "n": 1, "d": text})
+    with writing(remote):
+        wait_until(lambda: client.hget(marks_key("events"), "my-shell-script") == b"1", "its mark is published")
+    assert [(row["event_type"], row["payload"]) for row in csv_rows(remote, "events")] == [("from afar", {"a": 1})]
+
+
+def test_an_entry_behind_a_gap_waits_for_the_gap(remote: Settings, client: redis.Redis) -> None:
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+    def send(seq: int) -> None:
+        record = {"record_id": new_record_id(), "timestamp": now, "event_type": f"number {seq}"}
+        fields = {"v": 1, "p": "p", "o": seq, "n": 1, "d": msgspec.json.encode(record)}
+        client.xadd(stream_key("events"), fields)  # type: ignore[arg-type]
+
+    with writing(remote):
+        send(1)
+        send(3)
+        wait_until(lambda: client.hget(marks_key("events"), "p") == b"1", "the first one is written")
+        time.sleep(0.3)
+        assert names(remote) == ["number 1"]
+        send(2)
+        send(3)
+        wait_until(lambda: client.hget(marks_key("events"), "p") == b"3", "all are written")
+        wait_until(lambda: client.xpending(stream_key("events"), "writer")["pending"] == 0, "none is pending")
+    assert names(remote) == ["number 1", "number 2", "number 3"]
+
+
+WRITER = """
+import threading
+from ingest.pipeline.writer import run_writers
+from ingest.settings import read_settings
+run_writers(read_settings(), ["events"], threading.Event(), report=lambda text: None)
+"""
+
+
+@pytest.mark.parametrize("failpoint", [None, "append:2", "sync:2", "commit:2", "publish:2", "acknowledge:2"])
+def test_a_writer_killed_again_and_again_loses_and_doubles_nothing(
+    remote: Settings, agent: TrainingDataStore, failpoint: str | None
+) -> None:
+    def start() -> subprocess.Popen[bytes]:
+        settings = msgspec.structs.replace(remote, failpoint=failpoint)
+        return subprocess.Popen([sys.executable, "-c", WRITER], env=environment(settings), cwd=PROJECT)
+
+    kills, writer, started = 0, start(), time.monotonic()
+    for n in range(3000):
+        agent.sync.store_agent_event(f"event {n}")
+        time.sleep(0.0008)
+        if failpoint is None and time.monotonic() - started > 0.8:
+            writer.kill()
+        if writer.poll() is not None:
+            assert writer.returncode == -signal.SIGKILL
+            kills, writer, started = kills + 1, start(), time.monotonic()
+    if writer.poll() is None:
+        writer.kill()
+    writer.wait()
+    with writing(remote):
+        agent.sync.flush()
+    assert kills >= 2
+    assert names(remote) == [f"event {n}" for n in range(3000)]
+    counted = account(remote, "events")
+    assert (counted.stored, counted.foreign, counted.balanced) == (3000, 0, True)
+
+
+def test_without_the_mark_the_killed_writer_would_double_records(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    """The control of the test above: what protects is the mark, for Redis does give entries twice."""
+    for n in range(1000):
+        agent.sync.store_agent_event(f"event {n}")
+    wait_until(lambda: client.xlen(stream_key("events")) >= 2, "entries are in Redis")
+    first, second = StreamSource(remote, "events"), StreamSource(remote, "events")
+    given = [batch.first_seq for source in (first, first, second) for batch in source.read({})[0]]
+    first.close()
+    second.close()
+    assert len(given) > len(set(given))
+
+
+def test_what_a_dead_process_left_is_shipped_by_the_next_one_on_its_host(remote: Settings) -> None:
+    code = """
+import os
+from ingest import get_training_data_store
+store = get_training_data_store()
+for n in range(1000): store.sync.store_agent_event(f"event {n}")
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(remote), cwd=PROJECT, check=True)
+    store = TrainingDataStore(remote)
+    with writing(remote):
+        store.sync.flush()
+    store.sync.close()
+    assert names(remote) == [f"event {n}" for n in range(1000)]
+
+
+def test_the_writers_host_ships_what_dead_processes_left_in_its_own_spool(remote: Settings) -> None:
+    store = TrainingDataStore(remote)
+    store.sync._carrier = object()  # type: ignore[assignment]  # a process that died before its thread did anything
+    store.sync.store_agent_event("left behind")
+    store.sync._spools.pop("events").close()
+    store.sync._carrier = None
+    with writing(remote):
+        wait_until(lambda: names(remote) == ["left behind"], "it is written")
+
+
+def test_trimming_keeps_what_is_unread_and_what_is_young(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    key = stream_key("events")
+    now = msgspec.structs.replace(remote, synapse_retention=0)
+    for n in range(60_000):
+        agent.sync.store_agent_event(f"event {n}")
+    wait_until(lambda: client.xlen(key) >= 120, "entries are in Redis")
+    source = StreamSource(now, "events")
+    source.read({})
+    with open_ledger(DataPaths(remote.data_dir), "events") as ledger:
+        source.acknowledge(ledger, {})
+        unread = client.xlen(key)
+        assert unread >= 120, "nothing is written, so nothing is trimmed"
+    source.close()
+    with writing(remote):
+        agent.sync.flush()
+        assert client.xlen(key) >= unread, "it is written, and younger than the retention"
+    with writing(now):
+        wait_until(lambda: int(client.xlen(key)) < 120, "it is trimmed")
+    assert len(names(remote)) == 60_000
+
+
+def test_subscribers_get_every_record_from_now_on_or_from_behind_an_id(
+    remote: Settings, agent: TrainingDataStore
+) -> None:
+    async def listen() -> tuple[list[object], list[object]]:
+        stream = await listening(agent)
+        ids = [await agent.store_agent_event(f"event {n}", payload={"n": n}) for n in range(1200)]
+        live = [await anext(stream) for _ in range(1200)]
+        await stream.aclose()
+        stream = agent.subscribe("events", after=ids[599])
+        behind = [await anext(stream) for _ in range(600)]
+        await stream.aclose()
+        return [r["event_type"] for r in live], [r["event_type"] for r in behind]
+
+    live, behind = asyncio.run(asyncio.wait_for(listen(), 30))
+    assert live == [f"event {n}" for n in range(1200)]
+    assert behind == [f"event {n}" for n in range(600, 1200)]
+
+
+def test_an_unreachable_redis_is_named_without_its_password(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, redis_url="redis://user:secret@127.0.0.1:1/0")
+    shipper = Shipper(settings, "events")
+    store = TrainingDataStore(settings)
+    store.sync._carrier = object()  # type: ignore[assignment]  # nobody else ships
+    store.sync.store_agent_event("x")
+    with pytest.raises(SynapseUnavailable, match=r"redis://\*\*\*@127.0.0.1:1") as caught:
+        shipper.step()
+    assert "secret" not in str(caught.value)
+    shipper.close()
+    store.sync._carrier = None
+    store.sync.close()
+
+
+def test_the_counters_of_producers_are_published(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    with writing(remote):
+        agent.sync.store_agent_event("x")
+        agent.sync.flush()
+        wait_until(lambda: client.hlen(producers_key("events")) == 1, "its counters are in Redis")
+        wait_until(lambda: b'"accepted":1' in client.hvals(producers_key("events"))[0], "they are up to date")

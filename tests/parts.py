@@ -1,0 +1,142 @@
+"""The real parts that tests are made of: a Redis server, processes with settings, and what the day files hold."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from ingest import Settings, TrainingDataStore
+from ingest.records import KINDS
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def skip_unless_required(reason: str) -> NoReturn:
+    """Skip a test with its reason, or fail it where TDS_REQUIRE_ALL says that nothing may be skipped."""
+    if os.environ.get("TDS_REQUIRE_ALL"):
+        pytest.fail(f"{reason}, and TDS_REQUIRE_ALL is set")
+    pytest.skip(reason)
+
+
+class RedisServer:
+    """A redis-server that can be stopped, frozen and started again; its data lasts over a restart unless told."""
+
+    def __init__(self, binary: str, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._binary = binary
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, keep_data: bool = True) -> None:
+        if not keep_data:
+            for path in self.folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += [
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "everysec",
+            "--maxmemory-policy",
+            "noeviction",
+        ]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(self.answers, "redis-server answers")
+
+    def answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.settimeout(1)
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+    """Wait for a condition; fail naming it when the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+def run_python(code: str, settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a piece of Python in a process of its own, with the settings in its environment, to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment(settings),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment of a child process that shall have these settings."""
+    defaults = Settings()
+    changed = {
+        f"TDS_{name.upper()}": str(getattr(settings, name))
+        for name in Settings.__struct_fields__
+        if getattr(settings, name) != getattr(defaults, name)
+    }
+    return {**os.environ, **changed}
+
+
+def csv_rows(settings: Settings, kind: str) -> list[dict[str, object]]:
+    """All rows of a kind's day files, day by day, without nulls."""
+    rows = []
+    for path in sorted((settings.data_dir / "training" / kind).glob("*.csv")):
+        header, *lines = path.read_bytes().decode().removesuffix("\n").split("\n")
+        assert header + "\n" == KINDS[kind].header.decode()
+        rows += [KINDS[kind].read_row(line) for line in lines]
+    return rows
+
+
+async def listening(store: TrainingDataStore) -> AsyncGenerator[dict[str, object]]:
+    """A subscription to events that is known to listen, and that has given all that came before this call."""
+    stream = store.subscribe("events")
+    first = asyncio.ensure_future(anext(stream))
+    sent = 0
+    while not first.done():
+        sent += 1
+        await store.store_agent_event("listening?", payload=sent)
+        await asyncio.sleep(0.05)
+    seen = (await first)["payload"]
+    while seen != sent:
+        seen = (await anext(stream))["payload"]
+    return stream
