@@ -175,6 +175,11 @@ class Kind:
                     cells[place] = escape_text(cells[place]).replace('"', '""')
         return ",".join(["" if cell is None else f'"{cell}"' for cell in cells]) + "\n"
 
+    def widen_row(self, names: Sequence[str], row: bytes) -> bytes:
+        """A row of an older version of ours, with cells for the columns `names`, as one with all columns of today."""
+        cells = dict(zip(names, _CELL.findall(row.decode().rstrip("\n")), strict=True))
+        return (",".join(cells.get(column.name, "") for column in self.columns) + "\n").encode()
+
     def read_row(self, row: str) -> dict[str, object]:
         """Undo `csv_row`: a row of this kind's header as a dict of what is not null, JSON columns and numbers decoded.
 

@@ -8,8 +8,13 @@ somebody else's and go to quarantine. (After a power cut an intent may be missin
 somebody else's rows, lands in quarantine too, and is written again from the spool.)
 
     intent → append → fdatasync → fsync of the folder for a new file        the caller then commits the ledger
+
+A day file of an older version of ours has fewer columns. Before the first append to it, it is rewritten with all of
+today's: temporary file, fsync, ledger, rename. Killed before the ledger, the temporary file is no more than litter;
+killed after it, the committed size is the temporary file's, and the next writer does the rename.
 """
 
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -45,14 +50,17 @@ class DayFiles:
         self._folder = paths.training(kind.name, "0000-00-00").parent
         make_folder(self._folder)
         self._committed = ledger.files()
+        self._current = set[str]()  # days whose header is known to be today's
         self.has_received = False  # a file that the ledger does not know was moved away, to be imported
         self._open: OrderedDict[str, int] = OrderedDict()  # descriptors, the longest unused first
         self._intent_file = os.open(paths.state / f"{kind.name}.appending", os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
         self._intent = self._read_intent()
         on_disk = {path.stem[-10:] for path in self._folder.glob(f"{kind.name}_????-??-??.csv")}
         for day in sorted(on_disk):
-            if _size(paths.training(kind.name, day)) > self._committed_size(day):
+            path = paths.training(kind.name, day)
+            if _size(path) > self._committed_size(day) or _widened(path).exists():
                 self._settle(day)
+            _widened(path).unlink(missing_ok=True)
 
     def _committed_size(self, day: str) -> int:
         committed = self._committed.get(day)
@@ -110,7 +118,41 @@ class DayFiles:
         if (status.st_size, status.st_mtime_ns) != (committed.size, committed.mtime_ns):
             self._settle(day)
             committed, descriptor = self._committed.get(day, committed), self._descriptor(day, path)
+        if day not in self._current:
+            if committed.size and _header(descriptor) != self._kind.header:
+                committed = self._widen(day, path, committed)
+                descriptor = self._descriptor(day, path)
+            self._current.add(day)
         return committed, descriptor
+
+    def _widen(self, day: str, path: Path, committed: CommittedFile) -> CommittedFile:
+        """Rewrite a day file of an older version of ours with all of today's columns."""
+        temporary = _widened(path)
+        with path.open("rb") as old, temporary.open("wb") as new:
+            os.fchmod(new.fileno(), PRIVATE_FILE)
+            names = old.readline().decode().rstrip("\n").split(",")
+            if not set(names) <= set(self._kind.types):
+                raise DamagedFile(
+                    f"{path}: header {','.join(names)}: expected columns of {self._kind.name}; a newer version wrote "
+                    "this file: use that one, or move the file away"
+                )
+            new.write(self._kind.header)
+            while old.tell() < committed.size:
+                new.write(self._kind.widen_row(names, old.readline()))
+            new.flush()
+            os.fsync(new.fileno())
+            status = os.fstat(new.fileno())
+        with temporary.open("rb") as new:
+            version = hashlib.file_digest(new, "sha256").hexdigest()
+        widened = CommittedFile(status.st_size, committed.rows, version, status.st_mtime_ns)
+        self._ledger.commit(Commit(files={day: widened}))
+        self._put_widened_in_place(path)
+        self._committed[day] = widened
+        return widened
+
+    def _put_widened_in_place(self, path: Path) -> None:
+        _widened(path).replace(path)
+        sync_folder(self._folder)
 
     def _descriptor(self, day: str, path: Path) -> int:
         descriptor = self._open.pop(day, None)
@@ -129,6 +171,9 @@ class DayFiles:
         path = self._paths.training(self._kind.name, day)
         committed = self._committed.get(day)
         size, end = _size(path), self._committed_size(day)
+        if size < end and _size(_widened(path)) == end:
+            self._put_widened_in_place(path)
+            size = end
         if size > end:
             start, stop = self._intent.get(day, (0, 0))
             own_end = min(stop, size) if start == end else end
@@ -198,6 +243,15 @@ def _cut(path: Path, size: int) -> int:
         file.truncate(size)
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _widened(path: Path) -> Path:
+    """Where a day file is rewritten with more columns."""
+    return path.with_suffix(".csv.widened")
+
+
+def _header(descriptor: int) -> bytes:
+    return os.pread(descriptor, 64 << 10, 0).partition(b"\n")[0] + b"\n"
 
 
 def _size(path: Path) -> int:

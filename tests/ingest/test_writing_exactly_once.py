@@ -11,8 +11,9 @@ import pytest
 
 from ingest import Settings
 from ingest.errors import DamagedFile
+from ingest.pipeline.dayfiles import DayFiles
 from ingest.pipeline.exactly_once import Writer
-from ingest.pipeline.ledger import Ledger, open_ledger
+from ingest.pipeline.ledger import Commit, Ledger, open_ledger
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import Batch
 from ingest.records import KINDS, new_record_id
@@ -308,3 +309,65 @@ def test_keys_are_forgotten_after_their_days(settings: Settings, monkeypatch: py
     Ledger(DataPaths(settings.data_dir).ledger("events")).forget_keys(timedelta(days=7).total_seconds())
     write(settings, text, first=3)
     assert types(settings) == ["a", "a"], "curation removes what is left within a day"
+
+
+def older(settings: Settings, day_file: Path) -> list[dict[str, object]]:
+    """Make the day file one of a version that had no metadata column yet; gives its rows."""
+    rows = csv_rows(settings, "events")
+    lines = [text.removesuffix(",metadata").removesuffix(",") for text in day_file.read_text().splitlines()]
+    day_file.write_text("\n".join(lines) + "\n")
+    with open_ledger(DataPaths(settings.data_dir), "events") as ledger:
+        file = ledger.file(DAY)
+        assert file is not None
+        status = day_file.stat()
+        old = msgspec.structs.replace(file, size=status.st_size, mtime_ns=status.st_mtime_ns)
+        ledger.commit(Commit(files={DAY: old}))
+    return rows
+
+
+def test_an_open_day_of_an_older_version_is_rewritten_once_with_the_new_column(
+    settings: Settings, day_file: Path
+) -> None:
+    write(settings, line("a,b", payload={"x": 'q"\n'}), line("c"))
+    before = older(settings, day_file)
+    write(settings, line("d", metadata={"new": 1}), first=3)
+    rows = csv_rows(settings, "events")
+    assert rows[:2] == before
+    assert rows[2]["metadata"] == {"new": 1}
+    assert not list(day_file.parent.glob("*.widened"))
+
+
+@pytest.mark.parametrize("moment", ["before the ledger", "before the rename"])
+def test_killed_while_a_day_is_rewritten_it_is_rewritten_or_taken_over(
+    settings: Settings, day_file: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(settings, line("a"))
+    before = older(settings, day_file)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    writer = Writer(settings, EVENTS)
+    with monkeypatch.context() as fault:
+        if moment == "before the rename":
+            fault.setattr(DayFiles, "_put_widened_in_place", die)
+        else:
+            fault.setattr(writer.ledger, "commit", die)
+        with pytest.raises(KeyboardInterrupt):
+            writer.write([Batch("p", 2, [line("b")])])
+    writer.close()
+    assert list(day_file.parent.glob("*.widened"))
+    write(settings, line("b"), first=2)
+    rows = csv_rows(settings, "events")
+    assert rows[:-1] == before
+    assert rows[-1]["event_type"] == "b"
+    assert not list(day_file.parent.glob("*.widened"))
+
+
+def test_a_day_file_of_a_newer_version_is_not_touched(settings: Settings, day_file: Path) -> None:
+    write(settings, line("a"))
+    text = day_file.read_bytes().replace(b"event_id,", b"eventual,", 1)
+    day_file.write_bytes(text)
+    with pytest.raises(DamagedFile, match="a newer version wrote this file"):
+        write(settings, line("b"), first=2)
+    assert day_file.read_bytes() == text
