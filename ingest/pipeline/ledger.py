@@ -14,8 +14,11 @@ file and never wait for the writer.
     producers  the last known counters of producers that are not in a spool of this host: ended, or on another host
 """
 
+import contextlib
 import hashlib
+import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ from pathlib import Path
 import msgspec
 
 from ingest.errors import DamagedFile
-from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder
+from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, sync_folder
 from ingest.pipeline.spool import ProducerCounters
 
 _SCHEMA = """
@@ -84,13 +87,10 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         """Open the ledger at `path`; an absent one is created."""
-        make_folder(path.parent)
-        path.touch(mode=PRIVATE_FILE)
+        if not path.exists():
+            _create(path)
         self.path = path
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
+        self._db = _connect(path)
 
     def close(self) -> None:
         """Close the database. May be called twice."""
@@ -193,6 +193,32 @@ class Ledger:
         """The last known counters of producers that ended or count on another host."""
         rows = self._db.execute("SELECT producer, offered, accepted, dropped, coerced FROM producers")
         return {producer: ProducerCounters(*counters) for producer, *counters in rows}
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Put a complete new ledger in place, unless another process is first.
+
+    Made beside it, because going over to WAL fails at once ("database is locked") while somebody else opens the file.
+    """
+    make_folder(path.parent)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    draft.touch(mode=PRIVATE_FILE)
+    try:
+        connection = _connect(draft)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(_SCHEMA)
+        connection.close()
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        sync_folder(path.parent)
+    finally:
+        draft.unlink()
 
 
 @contextmanager
