@@ -1,0 +1,272 @@
+"""Turns one raw day, as far as it is committed, into its curated Parquet file and its quarantine file.
+
+    committed prefix → lines that are rows → all as text → flawed values and duplicates excluded → typed, sorted Parquet
+
+Every line of the file is judged and counted apart from DuckDB (`sieve`), and rows in = rows out + duplicates +
+quarantined, or the day is not built. Order of writes: manifest away, Parquet, quarantine, manifest (see `artifacts`).
+"""
+
+import csv
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+import ingest.records
+from ingest.errors import DamagedFile, Unbalanced
+from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, parse_day, replacing
+from ingest.records import SCHEMA_VERSION, Kind, kind_named
+from tds_dagster.curate import quarantine, raw, sql
+from tds_dagster.curate import sieve as sieve_module
+from tds_dagster.curate.artifacts import (
+    CHUNK_BYTES,
+    code_version_of,
+    drop_manifest,
+    is_intact,
+    locked,
+    made_now,
+    read_manifest,
+    write_manifest,
+)
+from tds_dagster.curate.engine import Engine, engine_errors, open_engine
+from tds_dagster.curate.raw import RawDay, RawDays, open_raw, still_prefix
+from tds_dagster.curate.sieve import Sieve
+
+_USUAL_LINE_BYTES = 2 << 20  # DuckDB buffers 16 lines of the longest size: only a file with a longer one pays for it
+
+
+class CuratedDay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One curated day: what its manifest says."""
+
+    kind: str
+    day: str
+    path: Path  # the Parquet file
+    rows: int  # in the Parquet file
+    bytes: int  # its size
+    sha256: str  # hex digest of its bytes
+    source_version: str  # the raw day's version that it was made from
+    source_rows: int  # committed rows of that version = rows + duplicates + quarantined
+    source_rejects: int  # lines among the ledger's rejects, all in the quarantine file
+    source_foreign: int  # of these, lines that other programs appended to the day file
+    duplicates: int  # rows left out because their record_id was there already
+    quarantined: int  # rows that curation rejected
+    schema_version: int
+    code_version: str
+    made_at: str  # RFC 3339; the one field in which two builds of the same data differ
+    reused: bool = False  # nothing had changed since it was built; not in the manifest
+
+
+def code_version() -> str:
+    """The version of the code that decides a curated file's bytes."""
+    modules = (ingest.records, sql, sieve_module, raw, quarantine)
+    return code_version_of([__file__, *(str(module.__file__) for module in modules)])
+
+
+def curate_day(
+    paths: DataPaths, kind: str, day: str, *, raw_days: RawDays | None = None, engine: Engine | None = None
+) -> CuratedDay:
+    """Bring a day's curated Parquet and quarantine file up to date with its raw file.
+
+    A day that the ledger does not know becomes an artifact of 0 rows. Whoever builds many days passes `raw_days`
+    and `engine`, opened once.
+
+    Raises UnknownKind or InvalidRange for what is no kind or no day, DamagedFile if the raw file is not what the
+    ledger says, Unbalanced if a row of it can't be accounted for, EngineFailed if DuckDB lacks disk or memory.
+    """
+    parse_day("day", day)
+    with ExitStack() as stack:
+        if raw_days is None:
+            raw_days = stack.enter_context(open_raw(paths, kind_named(kind).name))
+        source = raw_days.settled_day(day)
+        current = current_curated(paths, kind, source)
+        if current is not None:
+            return current
+        stack.enter_context(locked(paths, f"{kind}_{day}"))
+        raw_days.settle([day])  # another process may have built it, from later rows, while this one waited
+        source = raw_days.settled_day(day)
+        current = current_curated(paths, kind, source)
+        if current is not None:
+            return current
+        return _Build(raw_days, source, engine or stack.enter_context(open_engine(paths))).run()
+
+
+def read_curated(paths: DataPaths, kind: str, day: str) -> CuratedDay | None:
+    """The curated day as it was built last; None if it is not built, or not whole."""
+    built = read_manifest(paths.curated(kind, day), CuratedDay)
+    return built if built is not None and is_intact(built) else None
+
+
+def current_curated(paths: DataPaths, kind: str, source: RawDay) -> CuratedDay | None:
+    """The curated day if it was made from this source by this code; None if it has to be made (again)."""
+    built = read_curated(paths, kind, source.day)
+    if built is None or built.source_version != source.version or built.code_version != code_version():
+        return None
+    if (built.quarantined or built.source_rejects) and not paths.quarantine(kind, source.day).exists():
+        return None
+    return msgspec.structs.replace(built, reused=True)
+
+
+class _Build:
+    """One day on its way."""
+
+    def __init__(self, raw_days: RawDays, source: RawDay, engine: Engine) -> None:
+        self.raw_days, self.source, self.engine = raw_days, source, engine
+        self.paths, self.kind = raw_days.paths, kind_named(raw_days.kind)
+        self.raw_file = self.paths.training(self.kind.name, source.day)
+        self.scratch_parquet = engine.folder / "curated.parquet"
+        self.rows = self.duplicates = 0
+        self.reasons: dict[int, str] = {}  # line number: why the row is no good
+        self._line_numbers: Sequence[int] = []  # of each row of `source`
+
+    def run(self) -> CuratedDay:
+        with engine_errors(f"{self.kind.name} {self.source.day}"):
+            size = 0 if self.source.file is None else self.source.file.size
+            if not size:
+                self._curate(None)
+                return self._put_in_place(None)
+            still = still_prefix(self.raw_file, size, self.engine.folder)
+            try:
+                self._curate(still)
+            except (DamagedFile, Unbalanced):
+                if still.stat().st_size == size:
+                    raise
+            if still.stat().st_size != size:  # the writer appended while it was read: now there is a copy to read
+                still = still_prefix(self.raw_file, size, self.engine.folder)
+                self._curate(still)
+            return self._put_in_place(still)
+
+    def _curate(self, file: Path | None) -> None:
+        """Fill the scratch Parquet, `rows`, `duplicates` and `reasons`."""
+        connection = self.engine.connection
+        header = self._load(file)
+        connection.execute(sql.exclude_flawed(self.kind, header))
+        self._exclude_lenient_json(header)
+        flawed = connection.execute("SELECT place, reason FROM excluded ORDER BY place").fetchall()
+        self.reasons |= {self._line_numbers[place]: reason for place, reason in flawed}
+        self.duplicates = self._count(sql.EXCLUDE_DUPLICATES)
+        os.close(os.open(self.scratch_parquet, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE))
+        self.rows = self._count(sql.write_parquet(self.kind, header, str(self.scratch_parquet)))
+        if self.rows + self.duplicates + len(self.reasons) != self.source.rows:
+            raise Unbalanced(
+                f"{self.raw_file}: {self.source.rows} rows committed, but {self.rows} curated + {self.duplicates} "
+                f"duplicates + {len(self.reasons)} quarantined; report this with the file"
+            )
+
+    def _load(self, file: Path | None) -> Sequence[str]:
+        """Make `source` of the lines that are rows; gives the header."""
+        import duckdb
+
+        self.reasons, self._line_numbers = {}, []
+        if file is None:
+            header: Sequence[str] = [column.name for column in self.kind.columns]
+            self.engine.connection.execute(sql.empty_source(header))
+            return header
+        header = read_header(self.kind, file, self.raw_file)
+        sieve = Sieve(file, len(header))
+        if sieve.lines - 1 != self.source.rows:
+            raise DamagedFile(
+                f"{self.raw_file}: {sieve.lines - 1} rows in {file.stat().st_size} bytes, but {self.source.rows} are "
+                "committed; run it again, or restore the file from a backup"
+            )
+        self._line_numbers, self.reasons = sieve.line_numbers(), dict(sieve.flaws)
+        longest = max(_USUAL_LINE_BYTES, sieve.longest_bytes)
+        try:
+            loaded = self._count(sql.load_source(header, str(sieve.sifted(self.engine.folder)), longest))
+        except duckdb.InvalidInputException as err:
+            raise DamagedFile(f"{self.raw_file}: DuckDB reads no rows there: {err}; report this with the file") from err
+        if loaded != len(self._line_numbers):
+            raise Unbalanced(
+                f"{self.raw_file}: {len(self._line_numbers)} lines are rows, but DuckDB read {loaded}; "
+                "report this with the file"
+            )
+        return header
+
+    def _exclude_lenient_json(self, header: Sequence[str]) -> None:
+        import orjson
+
+        connection = self.engine.connection
+        suspects = connection.execute(sql.find_lenient_json(self.kind, header))
+        refused: dict[int, str] = {}
+        while suspect := suspects.fetchone():  # one at a time: a cell may have 16 MiB and more
+            place, column, cell = suspect
+            try:
+                orjson.loads(cell)
+            except orjson.JSONDecodeError:
+                refused.setdefault(place, f"{column} is not JSON")
+        if refused:
+            connection.execute(
+                "INSERT INTO excluded SELECT * FROM (SELECT unnest($1) AS place, unnest($2)) "
+                "WHERE place NOT IN (SELECT place FROM excluded)",
+                [list(refused), list(refused.values())],
+            )
+
+    def _count(self, statement: str) -> int:
+        """Run a statement that makes rows; gives how many."""
+        row = self.engine.connection.execute(statement).fetchone()
+        return int(row[0]) if row is not None else 0
+
+    def _put_in_place(self, file: Path | None) -> CuratedDay:
+        source, kind = self.source, self.kind.name
+        target = self.paths.curated(kind, source.day)
+        # Rejects only grow; those behind the ones counted belong to the next version.
+        rejects = self.raw_days.rejects(source.day)[: source.rejects]
+        drop_manifest(target)
+        size, sha256 = _move(self.scratch_parquet, target)
+        flawed = quarantine.flawed_rows(file, self.raw_file.name, source.day, self.reasons) if file else ()
+        quarantine.write_quarantine(self.paths.quarantine(kind, source.day), rejects, flawed)
+        built = CuratedDay(
+            kind=kind,
+            day=source.day,
+            path=target,
+            rows=self.rows,
+            bytes=size,
+            sha256=sha256,
+            source_version=source.version,
+            source_rows=source.rows,
+            source_rejects=len(rejects),
+            source_foreign=source.foreign,
+            duplicates=self.duplicates,
+            quarantined=len(self.reasons),
+            schema_version=SCHEMA_VERSION,
+            code_version=code_version(),
+            made_at=made_now(),
+        )
+        write_manifest(built)
+        return built
+
+
+def read_header(kind: Kind, file: Path, raw_file: Path) -> list[str]:
+    """The column names of a day file. A column may be missing (its cells are null), a strange one may not be there.
+
+    Raises DamagedFile, naming `raw_file`, if the first line is no header of this kind.
+    """
+    with file.open("rb") as source:
+        line = source.readline()
+    try:
+        names = next(csv.reader([line.decode()], strict=True))
+    except (UnicodeDecodeError, csv.Error, StopIteration):
+        names = []
+    known = {column.name for column in kind.columns}
+    strange = [name for name in names if name not in known]
+    if strange or not names or len(set(names)) != len(names):
+        shown = ", ".join(strange) if strange else repr(line[:80])
+        raise DamagedFile(
+            f"{raw_file}: the header has {shown} at byte 0; expected each column of {kind.name} at most once "
+            f"({', '.join(column.name for column in kind.columns)}); correct the first line, or update this program"
+        )
+    return names
+
+
+def _move(scratch: Path, target: Path) -> tuple[int, str]:
+    """Put a scratch file in a target's place, hashed on the way; gives its size and SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    with scratch.open("rb") as source, replacing(target) as out:
+        while chunk := source.read(CHUNK_BYTES):
+            out.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    scratch.unlink()
+    return size, digest.hexdigest()

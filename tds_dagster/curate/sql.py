@@ -1,0 +1,142 @@
+"""Makes, from a kind's columns, the SQL that turns its CSV text into typed rows and says what is wrong with the others.
+
+The tables are `source` (the CSV, all text, in file order) and `excluded` (the rows of it that are not kept: `place`
+is the row's number from 0, `reason` is null for a duplicate).
+
+| column type | Parquet | accepted text |
+|---|---|---|
+| id, text | VARCHAR | any, backslash-escaped |
+| json | VARCHAR, the text as it was stored | RFC 8259 |
+| integer | BIGINT | digits with an optional minus, 64 bits |
+| number | DOUBLE | a JSON number that is finite as a double |
+| timestamp | TIMESTAMP WITH TIME ZONE: microseconds, UTC | RFC 3339, capital T and Z, at most 6 digits of fraction |
+"""
+
+from collections.abc import Mapping, Sequence
+
+from ingest.records import DUCKDB_CSV_OPTIONS, Column, Kind
+
+_CLOCK_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
+# The text's form, whether its value (? is the column) has room in the Parquet type, and what was expected.
+_ACCEPTED: Mapping[str, tuple[str, str, str]] = {
+    "integer": (r"-?\d+", "TRY_CAST(? AS BIGINT) IS NOT NULL", "a whole number of 64 bits"),
+    "number": (
+        r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?",
+        "isfinite(TRY_CAST(? AS DOUBLE))",
+        "a finite number",
+    ),
+    "timestamp": (
+        rf"\d{{4}}-\d\d-\d\dT{_CLOCK_TIME}(\.\d{{1,6}})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)",
+        "year(TRY_CAST(? AS TIMESTAMPTZ)) BETWEEN 1 AND 9999",
+        "an RFC 3339 time of at most microseconds",
+    ),
+}
+# json_valid lets NaN, Infinity and trailing commas pass. This finds every cell that has one, and a few good ones
+# ("nothing to inform, nan," inside a string), which are then parsed one by one.
+_LENIENT_JSON = r"(?i)(?:nan|inf|infinity)[ \t\r\n]*(?:[,\]}]|$)|,[ \t\r\n]*[\]}]"
+
+
+def literal(value: object) -> str:
+    """A text, flag or number as an SQL literal."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
+
+
+def glob_escaped(path: object) -> str:
+    """A path for DuckDB's readers, which take `*`, `?` and `[` for patterns."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in str(path))
+
+
+def load_source(header: Sequence[str], path: str, longest_line_bytes: int) -> str:
+    """Create `source` from a CSV file with these columns; a file that is not wholly as expected is an error."""
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
+    options = {**DUCKDB_CSV_OPTIONS, "strict_mode": True, "max_line_size": longest_line_bytes}
+    settings = ", ".join(f"{name} = {literal(value)}" for name, value in options.items())
+    return (
+        "CREATE OR REPLACE TEMP TABLE source AS "
+        f"SELECT * FROM read_csv({literal(glob_escaped(path))}, columns = {{{columns}}}, {settings})"
+    )
+
+
+def empty_source(header: Sequence[str]) -> str:
+    """Create `source` without rows."""
+    return f"CREATE OR REPLACE TEMP TABLE source ({', '.join(f'{_quoted(name)} VARCHAR' for name in header)})"
+
+
+def exclude_flawed(kind: Kind, header: Sequence[str]) -> str:
+    """Create `excluded` with every row that has a flaw which SQL can see, and its reason."""
+    present = [column for column in kind.columns if column.name in header]
+    flaws = [flaw for column in present for flaw in _flaws(column)]
+    flaws += [("TRUE", f"{name} is null") for name in ("record_id", "timestamp") if name not in header]
+    cases = " ".join(f"WHEN {condition} THEN {literal(reason)}" for condition, reason in flaws)
+    return (
+        "CREATE OR REPLACE TEMP TABLE excluded AS SELECT place, reason FROM "
+        f"(SELECT rowid AS place, CASE {cases} END AS reason FROM source) WHERE reason IS NOT NULL"
+    )
+
+
+def _flaws(column: Column) -> list[tuple[str, str]]:
+    """(condition, reason) pairs; a condition that is null does not hold, so that null passes."""
+    name = _quoted(column.name)
+    found = [(f"{name} IS NULL", f"{column.name} is null")] if column.name in {"record_id", "timestamp"} else []
+    if column.type == "json":
+        found.append((f"NOT json_valid({name})", f"{column.name} is not JSON"))
+    elif column.type in _ACCEPTED:
+        pattern, is_in_range, expected = _ACCEPTED[column.type]
+        is_good = f"regexp_full_match({name}, {literal(pattern)}) AND coalesce({is_in_range.replace('?', name)}, FALSE)"
+        found.append((f"{name} IS NOT NULL AND NOT ({is_good})", f"{column.name} is not {expected}"))
+    return found
+
+
+def find_lenient_json(kind: Kind, header: Sequence[str]) -> str:
+    """Query (place, column, cell) of JSON cells that DuckDB takes for JSON but RFC 8259 may not."""
+    parts = [
+        f"SELECT rowid, {literal(name)}, {_quoted(name)} FROM source "
+        f"WHERE regexp_matches({_quoted(name)}, {literal(_LENIENT_JSON)}) AND json_valid({_quoted(name)})"
+        for name in kind.documents
+        if name in header
+    ]
+    return " UNION ALL ".join(parts) or "SELECT 0, '', '' WHERE FALSE"
+
+
+# Of rows with one record_id the first by (timestamp, file order) is kept.
+EXCLUDE_DUPLICATES = (
+    "INSERT INTO excluded SELECT place, NULL FROM (SELECT rowid AS place, row_number() OVER "
+    "(PARTITION BY record_id ORDER BY timestamp::TIMESTAMPTZ, rowid) AS turn "
+    "FROM source WHERE rowid NOT IN (SELECT place FROM excluded)) WHERE turn > 1"
+)
+
+
+def write_parquet(kind: Kind, header: Sequence[str], path: str) -> str:
+    """Copy the kept rows of `source`, typed and sorted by (timestamp, record_id), to a Parquet file.
+
+    The bytes depend on the rows alone and not on the number of threads: rows keep their order and a row group
+    holds so many of them.
+    """
+    names = [column.name for column in kind.columns]
+    select = ", ".join(f"{_typed(column, header)} AS {_quoted(column.name)}" for column in kind.columns)
+    order = f"{names.index('timestamp') + 1}, {names.index('record_id') + 1}"
+    return (
+        f"COPY (SELECT {select} FROM source WHERE rowid NOT IN (SELECT place FROM excluded) ORDER BY {order}) "
+        f"TO {literal(path)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 20480, USE_TMP_FILE FALSE)"
+    )
+
+
+def _typed(column: Column, header: Sequence[str]) -> str:
+    name = _quoted(column.name) if column.name in header else "NULL"
+    if column.type in {"id", "text"}:
+        return f"{_unescaped(name)}::VARCHAR"
+    sql_type = {"json": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "timestamp": "TIMESTAMPTZ"}[column.type]
+    return f"{name}::{sql_type}"
+
+
+def _unescaped(name: str) -> str:
+    """`ingest.records.unescape_text` as SQL: what lies between two escaped backslashes is taken piece by piece."""
+    piece = r"replace(replace(piece, '\n', chr(10)), '\r', chr(13))"
+    pieces = rf"list_transform(string_split({name}, '\\'), lambda piece: {piece})"
+    return rf"CASE WHEN contains({name}, '\') THEN array_to_string({pieces}, '\') ELSE {name} END"
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
