@@ -1,0 +1,156 @@
+"""Turns made-up agents at work into exports, the whole way that real records take, and shows what came of it."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections import deque
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ingest import Settings, TrainingDataStore, read_settings
+from ingest.errors import InvalidSetting, RunFailed
+from ingest.pipeline.partitions import DataPaths, manifest_of, today
+from ingest.records import KINDS
+from ingest.settings import child_environment
+from tds_dagster.cli.arguments import JsonOption
+from tds_dagster.cli.output import Advance, print_json, print_table, progress, size_text
+from tds_dagster.cli.status import read_status
+
+EXAMPLE = "tds demo"
+_DAYS = 7
+_LAST_LINES = 20  # of a failed run's log
+
+
+class DemoKind(msgspec.Struct, frozen=True):
+    days: int
+    rows: int  # lines of the range file, earlier rounds of the demo included
+    bytes: int
+    path: str  # the range's JSONL file
+
+
+class Demo(msgspec.Struct, frozen=True):
+    """What `tds demo --json` prints."""
+
+    data_dir: str
+    start: str  # first day, YYYY-MM-DD
+    end: str  # last day, included
+    stored: int  # records that the agents stored this time
+    seconds: float
+    balanced: bool
+    verdict: str  # of the account of all records, as `tds status` has it
+    kinds: dict[str, DemoKind]
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    rows: int
+    bytes: int
+
+
+def run_demo(
+    *,
+    seed: Annotated[int, typer.Option(metavar="N", help="Which story the agents tell.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Let made-up agents work for seven days, and export it.
+
+    Four agents store events, tasks, tool executions, workflows and feedback of the last seven full days through the
+    real client; one Dagster run turns all kinds into JSONL. Files go to TDS_DATA_DIR (./data by default). Another
+    round adds new sessions to what is there.
+    """
+    began = time.monotonic()
+    settings = read_settings()
+    days = _last_days(settings)
+    with progress() as advance:
+        stored = asyncio.run(_let_agents_work(settings, days, seed, advance))
+        _export_in_dagster(settings, days[0].isoformat(), days[-1].isoformat(), advance)
+    status = read_status(settings)
+    demo = Demo(
+        data_dir=str(settings.data_dir), start=days[0].isoformat(), end=days[-1].isoformat(), stored=stored,
+        seconds=round(time.monotonic() - began, 1), balanced=status.balanced, verdict=status.verdict,
+        kinds={kind: _range_of(settings, kind, days) for kind in KINDS},
+    )  # fmt: skip
+    if as_json:
+        print_json(demo)
+    else:
+        _print_demo(demo)
+    if not demo.balanced:
+        raise SystemExit(1)
+
+
+def _last_days(settings: Settings) -> list[date]:
+    """The last seven full days, as far as they have partitions."""
+    days = [today() - timedelta(days=n) for n in range(_DAYS, 0, -1)]
+    days = [day for day in days if day >= settings.start_date]
+    if not days:
+        raise InvalidSetting(
+            f"TDS_START_DATE={settings.start_date}: expected a day before today, for the demo's records are of the "
+            "past week; set an earlier one"
+        )
+    return days
+
+
+async def _let_agents_work(settings: Settings, days: list[date], seed: int, advance: Advance) -> int:
+    """Store the agents' records and wait until they are in the CSV files; gives how many they are."""
+    from tds_dagster.cli.simulation import ROLES, work
+
+    store = TrainingDataStore(msgspec.structs.replace(settings, on_full="raise"))
+    try:
+        total = len(days) * len(ROLES)
+        stored = await work(store, days, seed=seed, progress=lambda done: advance("agents at work", done, total))
+        await store.flush(60.0)
+    finally:
+        await store.close()
+    return stored
+
+
+def _export_in_dagster(settings: Settings, start: str, end: str, advance: Advance) -> None:
+    """One run over the range for all kinds, as the UI's backfill would start it. Raises RunFailed if it fails."""
+    from tds_dagster.cli.up import DEFINITIONS, prepare_home
+
+    home = prepare_home(settings)
+    command = [
+        sys.executable, "-m", "dagster", "asset", "materialize", "-m", DEFINITIONS,
+        "--select", "group:curated or group:exports", "--partition-range", f"{start}...{end}",
+    ]  # fmt: skip
+    days = (date.fromisoformat(end) - date.fromisoformat(start)).days + 1
+    done, total = 0, 2 * days * len(KINDS)
+    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+    environment = child_environment(settings, DAGSTER_HOME=str(home))
+    with subprocess.Popen(
+        command, env=environment, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        advance("Dagster run", done, total)
+        for line in run.stdout or ():
+            last_lines.append(line)
+            if "ASSET_MATERIALIZATION" in line:
+                done += 1
+                advance("Dagster run", min(done, total), total)
+    if run.returncode:
+        raise RunFailed(f"the Dagster run over {start} to {end} ended with {run.returncode}:\n{''.join(last_lines)}")
+
+
+def _range_of(settings: Settings, kind: str, days: list[date]) -> DemoKind:
+    path = DataPaths(settings.data_dir).range_export(kind, days[0].isoformat(), days[-1].isoformat())
+    manifest = msgspec.json.decode(manifest_of(path).read_bytes(), type=_Manifest)
+    return DemoKind(len(days), manifest.rows, manifest.bytes, _shown(path))
+
+
+def _shown(path: Path) -> str:
+    """A path as short as one can paste it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(path)
+
+
+def _print_demo(demo: Demo) -> None:
+    print_table(
+        ["kind", "days", "rows", "size", "export"],
+        [[kind, made.days, made.rows, size_text(made.bytes), made.path] for kind, made in demo.kinds.items()],
+    )
+    typer.echo(f"\n{demo.stored:,} records stored by the agents, {demo.start} to {demo.end}, in {demo.seconds:.0f} s")
+    typer.echo(f"account: {demo.verdict} (`tds status`)")
+    typer.echo("next: `tds up` opens the Dagster UI at http://127.0.0.1:3000, `tds export events` writes one kind")

@@ -1,0 +1,83 @@
+"""Turns `tds export` into one call of the function that the Dagster assets use, and prints what it wrote."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from tds_dagster.cli.arguments import JsonOption, KindArgument, checked_day, checked_kind
+from tds_dagster.cli.output import print_json, print_warning, progress, size_text
+
+EXAMPLE = "tds export events --start 2024-05-15 --end 2024-05-21"
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """What `tds export --json` prints."""
+
+    kind: str
+    start: str  # first day, YYYY-MM-DD, UTC
+    end: str  # last day, included
+    path: str  # the JSONL file
+    manifest: str  # the manifest beside it
+    rows: int  # lines in the file
+    bytes: int
+    sha256: str  # hex, of the file
+    rebuilt: list[str]  # days whose shard had to be built anew
+    failed: dict[str, str]  # days left out (--allow-missing), each with its reason
+
+
+def export_kind(
+    kind: KindArgument,
+    *,
+    start: Annotated[
+        str | None, typer.Option(metavar="DAY", help="First day (UTC, YYYY-MM-DD); default: the first with data.")
+    ] = None,
+    end: Annotated[str | None, typer.Option(metavar="DAY", help="Last day, included; default: yesterday.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the export to this file.", dir_okay=False)
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out days that cannot be exported, instead of failing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a range of days of one kind as JSONL.
+
+    The file has a record a line, and a manifest beside it; its path is the last line printed. Days whose records did
+    not change since the last export are taken as they are. A day that does not add up fails the command and keeps the
+    former file; a range without records is an empty file and a warning.
+    """
+    name = checked_kind(kind)
+    checked_day("--start", start)
+    checked_day("--end", end)
+    from ingest.pipeline.partitions import DataPaths
+    from ingest.pipeline.writer import drain
+    from ingest.settings import read_settings
+    from tds_dagster.export import export_range
+
+    settings = read_settings()
+    drain(settings, [name])
+    with progress() as advance:
+        result = export_range(
+            DataPaths(settings.data_dir), name, start, end,
+            output=out, allow_missing=allow_missing, keep_ranges=settings.keep_ranges, progress=advance,
+        )  # fmt: skip
+    for day, reason in result.failed.items():
+        print_warning(f"{name} {day} is left out: {reason}")
+    if result.rows == 0:
+        print_warning(f"no {name} from {result.start} to {result.end}; `tds status` shows which days have data")
+    if as_json:
+        print_json(
+            Exported(
+                kind=result.kind, start=result.start, end=result.end, path=str(result.path),
+                manifest=str(result.manifest_path), rows=result.rows, bytes=result.bytes, sha256=result.sha256,
+                rebuilt=list(result.rebuilt), failed=dict(result.failed),
+            )
+        )  # fmt: skip
+        return
+    typer.echo(
+        f"{result.kind}, {result.start} to {result.end}: {result.rows:,} rows, {size_text(result.bytes)}, "
+        f"{len(result.rebuilt)} days built anew"
+    )
+    typer.echo(str(result.path))

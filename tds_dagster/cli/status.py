@@ -1,0 +1,261 @@
+"""Turns ledgers, spool and files into one view: where every record is, how late, how large, and whether it adds up."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import typer
+
+from ingest.pipeline.accounting import account
+from ingest.pipeline.ledger import open_ledger
+from ingest.pipeline.partitions import DataPaths
+from ingest.pipeline.spool import SpooledProducer, spooled_heads
+from ingest.pipeline.writer import drain
+from ingest.records import KINDS, ingest_time, timestamp_text
+from ingest.settings import Settings, read_settings
+from tds_dagster.cli.arguments import JsonOption
+from tds_dagster.cli.output import Cell, duration_text, print_json, print_table, size_text
+
+EXAMPLE = "tds status"
+_LOOKS = 3  # calls go on while we count, so an account that does not add up is counted again
+
+
+class KindStatus(msgspec.Struct, frozen=True):
+    """One kind: records by where they are, from all days."""
+
+    offered: int  # calls with a valid record
+    accepted: int  # of these, taken into the spool
+    dropped: int  # of these, not taken: spool or disk full, record too large
+    imported: int  # rows taken over from day files of another store
+    waiting: int  # accepted, and not in a CSV file yet
+    stored: int  # written by the writer: exported + pending + duplicates + quarantined + erased + expired
+    exported: int  # in the JSONL shards
+    pending: int  # in the CSV files, and not exported yet
+    duplicates: int  # left out: stored before under the same idempotency key, or id
+    quarantined: int  # left out: could not be read; see quarantine/<kind>/
+    erased: int
+    expired: int
+    coerced: int  # accepted after a value was changed to fit JSON
+    clock: int  # filed under the day of their ingest, for their own time has no partition
+    foreign: int  # what other programs appended to our files; kept in quarantine, no part of stored
+    days: int  # day files
+    first_day: str | None  # YYYY-MM-DD
+    last_day: str | None
+    last_written: str | None  # when a day file was last appended to, RFC 3339
+    lag_s: float | None  # age of the oldest record that waits in this host's spool; null if nothing waits there
+    disk_bytes: int  # CSV, Parquet, JSONL and quarantine
+    writer_alive: bool  # a process holds the writer's lock
+    balanced: bool  # the account adds up
+    unbalanced_days: list[str]  # days whose records do not, YYYY-MM-DD
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What `tds status --json` prints."""
+
+    data_dir: str
+    synapse: str | None  # Redis's address without its password; null: embedded
+    balanced: bool  # every kind's account adds up
+    verdict: str  # the same for people, and what to do
+    spool_bytes: int  # what the spool takes on disk
+    free_bytes: int  # free on the data folder's disk
+    kinds: dict[str, KindStatus]
+
+
+def show_status(*, as_json: JsonOption = False) -> None:
+    """Show where every record is, and whether it adds up.
+
+    What dead processes left in the spool is written first (without Redis). The account of each kind:
+    offered = accepted + dropped; accepted + imported = stored + waiting;
+    stored = exported + pending + duplicates + quarantined. If it does not add up, the exit code is 1.
+    """
+    settings = read_settings()
+    drain(settings, KINDS)
+    status = read_status(settings)
+    if as_json:
+        print_json(status)
+    else:
+        _print_status(status)
+    if not status.balanced:
+        raise SystemExit(1)
+
+
+def read_status(settings: Settings) -> Status:
+    """Count all kinds. Nothing is changed by it."""
+    kinds = {kind: _counted_again(lambda kind=kind: _kind_status(settings, kind)) for kind in KINDS}  # type: ignore[misc]
+    off = [kind for kind, status in kinds.items() if not status.balanced]
+    return Status(
+        data_dir=str(settings.data_dir),
+        synapse=settings.redis_url_without_password,
+        balanced=not off,
+        verdict=_verdict(kinds, off),
+        spool_bytes=_folder_bytes(settings.spool),
+        free_bytes=shutil.disk_usage(_nearest_folder(settings.data_dir)).free,
+        kinds=kinds,
+    )
+
+
+def _counted_again(count: Callable[[], KindStatus]) -> KindStatus:
+    status = count()
+    for _ in range(_LOOKS - 1):
+        if status.balanced:
+            break
+        time.sleep(0.05)
+        status = count()
+    return status
+
+
+def _kind_status(settings: Settings, kind: str) -> KindStatus:
+    from tds_dagster.export import DayAccount, accounts, unbalanced_days
+
+    paths = DataPaths(settings.data_dir)
+    at_ingest = account(settings, kind)
+    by_day = DayAccount(kind=kind, day="", stored=0, exported=0, pending=0, duplicates=0, quarantined=0)
+    bad_days: list[str] = []
+    files = {}
+    if paths.state.is_dir():  # looking at a folder that holds nothing yet leaves nothing in it
+        by_day, bad_days = accounts(paths, kind), unbalanced_days(paths, kind)
+    if paths.ledger(kind).exists():
+        with open_ledger(paths, kind) as ledger:
+            files = ledger.files()
+    days = list(files)
+    last_ns = max((file.mtime_ns for file in files.values()), default=None)
+    return KindStatus(
+        offered=at_ingest.offered,
+        accepted=at_ingest.accepted,
+        dropped=at_ingest.dropped,
+        imported=at_ingest.imported,
+        waiting=at_ingest.waiting,
+        stored=by_day.stored,
+        exported=by_day.exported,
+        pending=by_day.pending,
+        duplicates=by_day.duplicates,
+        quarantined=by_day.quarantined,
+        erased=by_day.erased,
+        expired=by_day.expired,
+        coerced=at_ingest.coerced,
+        clock=at_ingest.clock,
+        foreign=at_ingest.foreign,
+        days=len(days),
+        first_day=days[0] if days else None,
+        last_day=days[-1] if days else None,
+        last_written=None if last_ns is None else _time_text(last_ns),
+        lag_s=_lag_s(settings, kind) if at_ingest.waiting else None,
+        disk_bytes=sum(_folder_bytes(folder) for folder in _kind_folders(paths, kind)),
+        writer_alive=at_ingest.writer_alive,
+        balanced=at_ingest.balanced and by_day.balanced and not bad_days,
+        unbalanced_days=bad_days,
+    )
+
+
+def _verdict(kinds: dict[str, KindStatus], off: list[str]) -> str:
+    if not off:
+        waiting = sum(status.waiting for status in kinds.values())
+        return "every record is accounted for" + (f", {waiting:,} are still on their way" if waiting else "")
+    parts = []
+    for kind in off:
+        days = kinds[kind].unbalanced_days
+        shown = ", ".join(days[:5]) + (f" and {len(days) - 5} more" if len(days) > 5 else "")
+        parts.append(f"{kind} ({shown})" if days else kind)
+    return f"does not add up: {'; '.join(parts)}; run `tds doctor`, and `tds export` for the reason of a day"
+
+
+def _print_status(status: Status) -> None:
+    headers = ["kind", "offered", "dropped", "accepted", "imported", "waiting", "stored", "exported", "pending"]
+    headers += ["duplicates", "quarantined", "days", "lag", "disk"]
+    rows: list[list[Cell]] = [
+        [
+            kind, s.offered, s.dropped, s.accepted, s.imported, s.waiting, s.stored, s.exported, s.pending,
+            s.duplicates, s.quarantined, s.days, _lag_text(s), size_text(s.disk_bytes),
+        ]
+        for kind, s in status.kinds.items()
+    ]  # fmt: skip
+    print_table(headers, rows)
+    for kind, s in status.kinds.items():
+        for n, what in (
+            (s.coerced, "values were changed to fit JSON"),
+            (s.clock, "are filed under their ingest day, for their own time has no partition"),
+            (s.foreign, "lines of other programs were found in our files and put into quarantine"),
+        ):
+            if n:
+                typer.echo(f"{kind}: {n:,} {what}")
+    where = status.synapse or "embedded, no Redis"
+    typer.echo(
+        f"{status.data_dir} ({where}): spool {size_text(status.spool_bytes)}, {size_text(status.free_bytes)} free"
+    )
+    typer.echo(status.verdict)
+
+
+def _lag_text(status: KindStatus) -> str:
+    if not status.waiting:
+        return "none"
+    return "unknown" if status.lag_s is None else duration_text(status.lag_s)
+
+
+def _lag_s(settings: Settings, kind: str) -> float | None:
+    """Age of the oldest record that waits in this host's spool, by the ingest time in its id."""
+    marks = {}
+    paths = DataPaths(settings.data_dir)
+    if paths.ledger(kind).exists():
+        with open_ledger(paths, kind) as ledger:
+            marks = ledger.marks()
+    oldest: datetime | None = None
+    for name, head in spooled_heads(settings.spool, kind).items():
+        mark = marks.get(name, 0)
+        if head.accepted <= mark:
+            continue
+        try:
+            since = _accepted_at(settings.spool / kind / name, mark)
+        except FileNotFoundError:
+            continue  # written and deleted while we looked
+        oldest = since if oldest is None or since < oldest else oldest
+    return None if oldest is None else max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+
+
+def _accepted_at(folder: Path, mark: int) -> datetime:
+    """When the first record behind `mark` was accepted; no later than now, no earlier than its producer's start."""
+    producer = SpooledProducer(folder, mark)
+    try:
+        batch = producer.read(1, 1)
+    finally:
+        producer.close()
+    line = batch.lines[0] if batch is not None else None
+    record_id = msgspec.json.decode(line, type=_Named).record_id if line else ""
+    started = datetime.fromtimestamp(int(folder.name[:12], 16) / 1000, UTC)  # a producer's name is a UUIDv7
+    return ingest_time(record_id) or started
+
+
+class _Named(msgspec.Struct):
+    record_id: str
+
+
+def _kind_folders(paths: DataPaths, kind: str) -> list[Path]:
+    files = (paths.training(kind, ""), paths.curated(kind, ""), paths.quarantine(kind, ""), paths.shard(kind, ""))
+    return [*(file.parent for file in files), paths.range_export(kind, "", "").parent]
+
+
+def _folder_bytes(folder: Path) -> int:
+    """What the files in a folder and below take, in bytes; files that go away meanwhile count for nothing."""
+    size = 0
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return 0
+    for entry in entries:
+        try:
+            size += _folder_bytes(Path(entry)) if entry.is_dir(follow_symlinks=False) else entry.stat().st_size
+        except FileNotFoundError:
+            continue
+    return size
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def _time_text(time_ns: int) -> str:
+    return timestamp_text("time", datetime.fromtimestamp(time_ns / 1e9, UTC))

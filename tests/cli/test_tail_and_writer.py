@@ -1,0 +1,118 @@
+"""The commands that run until they are stopped: what they print, how they stop, and what they leave."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from ingest import Settings, TrainingDataStore
+from ingest.pipeline.locks import FileLock
+from ingest.pipeline.partitions import DataPaths
+from ingest.records import KINDS
+from tests.parts import RedisServer, csv_rows, wait_until
+
+StartTds = Callable[..., subprocess.Popen[str]]
+
+
+def read_lines(process: subprocess.Popen[str], n: int) -> list[dict[str, object]]:
+    assert process.stdout is not None
+    return [json.loads(process.stdout.readline()) for _ in range(n)]
+
+
+def test_tail_prints_a_line_a_record_behind_an_id_and_goes_on_live(
+    settings: Settings, store: TrainingDataStore, start_tds: StartTds
+) -> None:
+    ids = [store.sync.store_agent_event("e", payload={"n": n}) for n in range(4)]
+    store.sync.flush()
+    tail = start_tds("tail", "events", "--after", ids[1])
+    assert [line["record_id"] for line in read_lines(tail, 2)] == ids[2:]
+    later = store.sync.store_agent_event("e", payload={"n": 9})
+    store.sync.flush()
+    (line,) = read_lines(tail, 1)
+    assert (line["record_id"], line["payload"]) == (later, {"n": 9})
+    tail.send_signal(signal.SIGINT)
+    out, err = tail.communicate(timeout=20)
+    assert (tail.returncode, out, err) == (0, "", "")
+
+
+def test_tail_ends_quietly_when_its_reader_has_seen_enough(store: TrainingDataStore, start_tds: StartTds) -> None:
+    first = store.sync.store_agent_event("e")
+    for _ in range(3):
+        store.sync.store_agent_event("e")
+    store.sync.flush()
+    tail = start_tds("tail", "events", "--after", first)
+    read_lines(tail, 3)
+    assert tail.stdout is not None
+    tail.stdout.close()
+    store.sync.store_agent_event("e")
+    store.sync.flush()
+    assert tail.wait(20) == 0
+    assert tail.stderr is not None
+    assert not tail.stderr.read()
+
+
+def test_tail_follows_synapse(settings: Settings, redis_server: RedisServer, start_tds: StartTds) -> None:
+    through_redis = msgspec.structs.replace(settings, redis_url=redis_server.url)
+    start_tds("writer", settings=through_redis)
+    store = TrainingDataStore(through_redis)
+    first = store.sync.store_agent_event("e", payload=0)
+    store.sync.flush()
+    tail = start_tds("tail", "events", "--after", first, settings=through_redis)
+    second = store.sync.store_agent_event("e", payload=1)
+    assert [line["record_id"] for line in read_lines(tail, 1)] == [second]
+    store.sync.close()
+
+
+def is_written(settings: Settings, kind: str) -> bool:
+    return FileLock.is_taken(DataPaths(settings.data_dir).lock(kind))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_the_writer_writes_until_a_signal_and_ends_with_0(
+    stop: signal.Signals, settings: Settings, redis_server: RedisServer, start_tds: StartTds
+) -> None:
+    through_redis = msgspec.structs.replace(settings, redis_url=redis_server.url)
+    writer = start_tds("writer", settings=through_redis)
+    store = TrainingDataStore(through_redis)
+    for n in range(20):
+        store.sync.store_agent_event("e", payload=n)
+    store.sync.flush()
+    assert len(csv_rows(settings, "events")) == 20
+    assert all(is_written(settings, kind) for kind in KINDS)
+    writer.send_signal(stop)
+    out, err = writer.communicate(timeout=20)
+    assert (writer.returncode, out) == (0, "")
+    assert err.splitlines()[-1] == "stopped"
+    assert redis_server.url in err
+    assert not any(is_written(settings, kind) for kind in KINDS)
+    store.sync.close()
+
+
+def test_a_second_writer_stands_by_says_so_and_takes_over(settings: Settings, start_tds: StartTds) -> None:
+    first = start_tds("writer", "tasks")
+    wait_until(lambda: is_written(settings, "tasks"), "the first writer is at work")
+    second = start_tds("writer", "tasks")
+    assert second.stderr is not None
+    second.stderr.readline()
+    assert second.stderr.readline() == "tasks: another process writes this kind; standing by to take over\n"
+    first.kill()
+    assert second.stderr.readline() == "tasks: taking over\n"
+    wait_until(lambda: is_written(settings, "tasks"), "the second writer is at work")
+
+
+def test_a_second_writer_that_must_not_wait_exits_with_1(settings: Settings, start_tds: StartTds) -> None:
+    start_tds("writer", "tasks")
+    wait_until(lambda: is_written(settings, "tasks"), "the first writer is at work")
+    second = start_tds("writer", "--no-wait", "tasks")
+    _, err = second.communicate(timeout=20)
+    assert second.returncode == 1
+    assert err.splitlines()[-1].startswith("Error: tasks: another process writes this kind")
+
+
+def test_a_writer_of_one_kind_leaves_the_others_alone(settings: Settings, start_tds: StartTds) -> None:
+    start_tds("writer", "tasks", "tasks")
+    wait_until(lambda: is_written(settings, "tasks"), "the writer is at work")
+    assert not is_written(settings, "events")
