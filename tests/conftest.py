@@ -11,6 +11,11 @@ from ingest import Settings, TrainingDataStore
 from tests.parts import RedisServer, skip_unless_required
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option has to stand here: conftest files further down are read too late for it."""
+    parser.addoption("--update-screenshots", action="store_true", help="write the pictures under docs/images anew")
+
+
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test."""

@@ -109,15 +109,14 @@ def _counted_again(count: Callable[[], KindStatus]) -> KindStatus:
 
 
 def _kind_status(settings: Settings, kind: str) -> KindStatus:
-    from tds_dagster.export import DayAccount, accounts, unbalanced_days
+    from tds_dagster.export import day_accounts, total_account
 
     paths = DataPaths(settings.data_dir)
     at_ingest = account(settings, kind)
-    by_day = DayAccount(kind=kind, day="", stored=0, exported=0, pending=0, duplicates=0, quarantined=0)
-    bad_days: list[str] = []
+    # Looking at a folder that holds nothing yet leaves nothing in it.
+    of_days = day_accounts(paths, kind) if paths.state.is_dir() else []
+    by_day, bad_days = total_account(kind, of_days), [of_day.day for of_day in of_days if not of_day.balanced]
     files = {}
-    if paths.state.is_dir():  # looking at a folder that holds nothing yet leaves nothing in it
-        by_day, bad_days = accounts(paths, kind), unbalanced_days(paths, kind)
     if paths.ledger(kind).exists():
         with open_ledger(paths, kind) as ledger:
             files = ledger.files()

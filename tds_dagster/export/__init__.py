@@ -1,6 +1,6 @@
 """The stage from curated to exports: a JSONL shard a day, range files, and the account that gates them."""
 
-from tds_dagster.export.accounting import accounts, day_account, unbalanced_days
+from tds_dagster.export.accounting import accounts, day_account, day_accounts, total_account, unbalanced_days
 from tds_dagster.export.days import build_days
 from tds_dagster.export.manifest import DayAccount, RangeExport, Shard
 from tds_dagster.export.ranges import default_range, export_range, require_complete, write_range
@@ -14,10 +14,12 @@ __all__ = [
     "build_days",
     "code_version",
     "day_account",
+    "day_accounts",
     "default_range",
     "export_day",
     "export_range",
     "require_complete",
+    "total_account",
     "unbalanced_days",
     "write_range",
 ]

@@ -32,17 +32,20 @@ def day_account(paths: DataPaths, kind: str, day: str) -> DayAccount:
         return _account(raw_days, day)
 
 
+def day_accounts(paths: DataPaths, kind: str, days: Iterable[str] | None = None) -> list[DayAccount]:
+    """The accounts of the given days, or of all that have rows or a shard, in order. Raises UnknownKind."""
+    with open_raw(paths, kind_named(kind).name) as raw_days:
+        return [_account(raw_days, day) for day in (_known_days(raw_days) if days is None else days)]
+
+
 def accounts(paths: DataPaths, kind: str) -> DayAccount:
     """The account of all days together; its `day` is empty. Raises UnknownKind."""
-    with open_raw(paths, kind_named(kind).name) as raw_days:
-        return total_account(kind, [_account(raw_days, day) for day in _known_days(raw_days)])
+    return total_account(kind, day_accounts(paths, kind))
 
 
 def unbalanced_days(paths: DataPaths, kind: str, days: Iterable[str] | None = None) -> list[str]:
     """Those days, of the given ones or of all, whose account does not add up. Raises UnknownKind."""
-    with open_raw(paths, kind_named(kind).name) as raw_days:
-        wanted = _known_days(raw_days) if days is None else days
-        return [day for day in wanted if not _account(raw_days, day).balanced]
+    return [account.day for account in day_accounts(paths, kind, days) if not account.balanced]
 
 
 def total_account(kind: str, parts: Sequence[DayAccount]) -> DayAccount:
