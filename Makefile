@@ -43,7 +43,7 @@ lock: $(VENV)/.locked ## resolve pyproject.toml into requirements/dev.txt; ARGS=
 		--no-emit-index-url --no-emit-find-links --quiet $(ARGS)
 	@echo "requirements/dev.txt is up to date; make install takes it from there"
 
-bench: install ## measure calls and the writer against named peers; about a minute
+bench: install ## measure imports, calls and the writer against named peers; two minutes
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv, caches and build output; data/ stays
