@@ -17,7 +17,6 @@ import msgspec
 
 from ingest.coercion import plain_document, plain_numbers, plain_texts
 from ingest.errors import InvalidRecord, shown
-from ingest.pipeline.spool import Spool
 from ingest.records import KINDS, Kind, keyed_record_id, kind_named, new_record_id, now_text, timestamp_text
 from ingest.settings import Settings
 
@@ -29,16 +28,18 @@ R = TypeVar("R")
 
 _EVENTS, _TASKS, _TOOLS = KINDS["events"], KINDS["tasks"], KINDS["tool_executions"]
 _WORKFLOWS, _FEEDBACK = KINDS["workflows"], KINDS["feedback"]
+_INTEGER_LIMIT = 2**63  # what an integer column holds in Parquet, SQL and JSON readers
+_DEEP = 900  # with fewer brackets nothing is nested too deep: decoders stop at 997 levels
 _encode = msgspec.json.Encoder().encode
 
 
 class BlockingCalls:
     """The calls for code without an event loop. They wait only where TDS_SPOOL_SYNC or TDS_ON_FULL says so."""
 
-    def __init__(self, settings: Settings, spool_of: Callable[[str], Spool]) -> None:
-        """`spool_of` gives this process's producer of a kind."""
+    def __init__(self, settings: Settings, append: Callable[[str, bytes, bool], bool]) -> None:
+        """`append` puts a kind's record, as JSON, into the spool; the flag says whether it was coerced."""
         self._settings = settings
-        self._spool_of = spool_of
+        self._append_line = append
         self._plain: dict[str, set[tuple[type, ...]]] = {name: set() for name in KINDS}
 
     def store_agent_event(
@@ -334,18 +335,26 @@ class BlockingCalls:
                 self._plain[kind.name].add(types)
         for name, choices in kind.choices.items():
             _require_choice(name, values[kind.texts.index(name)], choices)
+        for place in kind.integers:
+            number = values[place]
+            if number is not None and not -_INTEGER_LIMIT <= number < _INTEGER_LIMIT:  # type: ignore[operator]  # an int
+                plain_numbers((kind.numbers[place - len(kind.texts)],), (number,), kind.types)  # raises
         record_id = new_record_id() if key is None else keyed_record_id(kind.name, key)
         moment = now_text() if timestamp is None else timestamp_text("timestamp", timestamp)
+        record = kind.record(record_id, moment, *values, *documents)
+        line = b""
         try:
-            line = _encode(kind.record(record_id, moment, *values, *documents))
-        except Exception:  # noqa: BLE001 - a value's own code may raise anything; what is wrong comes out below
-            values, documents = (
-                self._checked(kind, values),
-                tuple(plain_document(document) for document in documents),
-            )
+            line = _encode(record)
+            # A line break can only come out of the caller's own Raw JSON.
+            is_plain = b"\n" not in line and (len(line) < 2 * _DEEP or not _is_too_deep(line))
+        except Exception as err:  # noqa: BLE001 - a value's own code may raise anything
+            _raise_if_not_its_fault(record, err)
+            is_plain = False
+        if not is_plain:
+            values, documents = self._checked(kind, values), tuple(plain_document(document) for document in documents)
             coerced = True
             line = _encode(kind.record(record_id, moment, *values, *documents))
-        return record_id if self._spool_of(kind.name).append(line, coerced=coerced) else None
+        return record_id if self._append_line(kind.name, line, coerced) else None
 
     def _checked(self, kind: Kind, values: Sequence[object]) -> tuple[object, ...]:
         """Texts and numbers as the columns take them. Raises InvalidRecord for what no column takes."""
@@ -369,6 +378,26 @@ def asynchronous(
 
     functools.update_wrapper(awaited, call)
     return awaited
+
+
+def _is_too_deep(line: bytes) -> bool:
+    """Whether a decoder of the writer may refuse a line for its nesting, some frames of its own included."""
+    if line.count(b"[") + line.count(b"{") < _DEEP:
+        return False
+    try:
+        msgspec.json.decode(b"[" * 50 + line + b"]" * 50, type=msgspec.Raw)
+    except RecursionError:
+        return True
+    return False
+
+
+def _raise_if_not_its_fault(record: msgspec.Struct, err: Exception) -> None:
+    """Raise an exception that came while a record was encoded, but out of a signal handler and not of the record."""
+    try:
+        _encode(record)
+    except Exception:  # noqa: BLE001 - it is the record's own
+        return
+    raise err
 
 
 async def beside_the_loop(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

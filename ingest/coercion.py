@@ -119,6 +119,15 @@ def _form(value: object, depth: int, parents: set[int]) -> object:
     return whole_text(safe_repr(value))
 
 
+@_form.register
+def _raw(value: msgspec.Raw, depth: int, parents: set[int]) -> object:
+    """JSON text of the caller's own, which may have line breaks, or be none."""
+    try:
+        return _plain(msgspec.json.decode(value), depth, parents)
+    except (msgspec.DecodeError, RecursionError):
+        return whole_text(bytes(value).decode(errors="replace"))
+
+
 @_form.register(type(None))
 @_form.register(bool)
 def _same(value: object, _depth: int, _parents: set[int]) -> object:

@@ -6,6 +6,7 @@ thread of its own.
 """
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
 
-_FLUSH_POLL_S = 0.005
+_FLUSH_POLL_S = 0.01
 _EXIT_FLUSH_S = 5.0  # at interpreter exit; what is not written by then stays in the spool for the next process
+
+
+logger = logging.getLogger(__name__)
+_stores: "weakref.WeakSet[BlockingStore]" = weakref.WeakSet()  # of this process, for exit and fork
 
 
 class BlockingStore(BlockingCalls):
@@ -36,27 +41,32 @@ class BlockingStore(BlockingCalls):
 
     def __init__(self, settings: Settings) -> None:
         """Open nothing yet: a process that stores nothing leaves nothing behind."""
-        super().__init__(settings, self._spool)
+        super().__init__(settings, self._append)
         self._spools: dict[str, Spool] = {}
         self._carrier: Carrier | None = None
         self._lock = threading.Lock()
+        _stores.add(self)
 
     @property
     def has_stored(self) -> bool:
-        """Whether this process put anything into the spool since it was opened."""
-        return bool(self._spools)
+        """Whether this process put anything into the spool since it was opened, and writes it itself."""
+        return bool(self._spools) and self._settings.redis_url is None
 
-    def _spool(self, kind: str) -> Spool:
-        return self._spools.get(kind) or self._open_spool(kind)
+    def _append(self, kind: str, line: bytes, coerced: bool) -> bool:  # noqa: FBT001 - the hottest call here
+        while True:
+            accepted = (self._spools.get(kind) or self._open_spool(kind)).append(line, coerced=coerced)
+            if accepted is not None:
+                return accepted  # None: closed by another thread meanwhile
 
     def _open_spool(self, kind: str) -> Spool:
         with self._lock:
             spool = self._spools.get(kind)
             if spool is None:
-                spool = Spool(self._settings, kind)
-                self._spools[kind] = spool
-            if self._carrier is None:
-                self._carrier = Carrier(self._settings, self._sync_spools)
+                spool = self._spools[kind] = Spool(self._settings, kind)
+        try:
+            self._running_carrier()
+        except RuntimeError as err:  # no more threads: what is accepted waits in the spool
+            logger.warning("%s: %s; records wait in the spool", self._settings.spool, err)
         return spool
 
     def _sync_spools(self) -> None:
@@ -74,7 +84,7 @@ class BlockingStore(BlockingCalls):
             for kind in KINDS
         }
         deadline = time.monotonic() + timeout
-        while waiting := self._waiting(heads):
+        while waiting := self._waiting(heads, deadline):
             if time.monotonic() >= deadline:
                 raise FlushTimeout(
                     f"{waiting} are not written after {timeout} s: expected a writer that keeps up; "
@@ -85,23 +95,23 @@ class BlockingStore(BlockingCalls):
 
     def _running_carrier(self) -> Carrier:
         with self._lock:
-            if self._carrier is None:
+            if self._carrier is None or not self._carrier.is_running:
                 self._carrier = Carrier(self._settings, self._sync_spools)
             return self._carrier
 
-    def _waiting(self, heads: dict[str, dict[str, int]]) -> str:
+    def _waiting(self, heads: dict[str, dict[str, int]], deadline: float) -> str:
         """What of the given sequence numbers is not written yet, in words; "" if all is. Settled ones are removed."""
         for kind, producers in heads.items():
-            written = self._written(kind, list(producers)) if producers else {}
+            written = self._written(kind, list(producers), deadline) if producers else {}
             for name in [name for name, head in producers.items() if written.get(name, 0) >= head]:
                 del producers[name]
         return ", ".join(f"{kind} of {len(producers)} processes" for kind, producers in heads.items() if producers)
 
-    def _written(self, kind: str, producers: list[str]) -> dict[str, int]:
+    def _written(self, kind: str, producers: list[str], deadline: float) -> dict[str, int]:
         if self._settings.redis_url is not None:
             from ingest.pipeline.synapse import marks_of  # redis-py takes a quarter of a second to import
 
-            return marks_of(self._settings, kind, producers)
+            return marks_of(self._settings, kind, producers, timeout_s=max(0.05, deadline - time.monotonic()))
         paths = DataPaths(self._settings.data_dir)
         if not paths.ledger(kind).exists():
             return {}
@@ -140,7 +150,6 @@ class TrainingDataStore:
         self.sync = BlockingStore(self.settings)
         # Under these settings a call may wait for a disk or for room: then it runs beside the event loop.
         self.may_wait = self.settings.spool_sync == "always" or self.settings.on_full == "block"
-        _stores.add(self)
 
     store_agent_event = asynchronous(BlockingCalls.store_agent_event)
     store_agent_task = asynchronous(BlockingCalls.store_agent_task)
@@ -231,7 +240,6 @@ class TrainingDataStore:
         return follow(self.settings, data_type, after)
 
 
-_stores: "weakref.WeakSet[TrainingDataStore]" = weakref.WeakSet()
 _process_store: TrainingDataStore | None = None
 
 
@@ -247,16 +255,16 @@ def _close_stores() -> None:
     """At exit: give the writer a moment, then let go. What is left is in the spool, and nothing is lost."""
     for store in list(_stores):
         try:
-            if store.settings.redis_url is None and store.sync.has_stored:
-                store.sync.flush(_EXIT_FLUSH_S)
+            if store.has_stored:
+                store.flush(_EXIT_FLUSH_S)
         except FlushTimeout:
             pass  # the next process that uses this spool writes it
-        store.sync.close()
+        store.close()
 
 
 def _begin_anew_after_fork() -> None:
     for store in list(_stores):
-        store.sync.begin_anew_after_fork()
+        store.begin_anew_after_fork()
 
 
 atexit.register(_close_stores)

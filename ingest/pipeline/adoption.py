@@ -12,10 +12,12 @@ becomes a JSON string. A row that cannot be read goes to quarantine; a file whos
 
 import csv
 import hashlib
-import io
+import json
 import logging
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -25,6 +27,8 @@ from ingest.pipeline.partitions import DataPaths, make_folder, sync_folder
 from ingest.records import ALIASES, Kind, escape_text, keyed_record_id, timestamp_text
 
 IMPORT_PREFIX = "import-"  # of the names under which imported files stand among the producers
+
+_MAX_LINES = 100_000  # of one record, whose cells may have line breaks
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +80,8 @@ def read_rows(kind: Kind, path: Path, after: int) -> Iterator[ImportedRow]:
     digest = path.name.split(".")[1]
     csv.field_size_limit(sys.maxsize)  # the module's default of 131,072 characters is smaller than a large payload
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as source:
-        reader = csv.reader(source, strict=True)
-        header = next(reader, [])
+        lines = _Lines(source)
+        header = _record(lines)[0] or []
         strange = [name for name in header if name not in kind.types]
         if strange or not header:
             raise InvalidRecord(
@@ -85,25 +89,63 @@ def read_rows(kind: Kind, path: Path, after: int) -> Iterator[ImportedRow]:
                 f"{','.join(kind.legacy_header or kind.types)}; correct the header and put the file back"
             )
         number = 0
-        while True:
-            try:
-                cells = next(reader, None)
-            except csv.Error as err:
-                cells = [f"<{err}>"]
-            if cells is None:
-                return
+        while lines.has_more():
+            cells, text = _record(lines, len(header))
             number += 1
             if number > after:
-                yield _imported_row(kind, header, cells, digest, number, path.name)
+                line = text.encode(errors="surrogateescape")
+                yield _imported_row(kind, header, cells, digest, f"{path.name} row {number}", line, number)
 
 
-def _imported_row(kind: Kind, header: list[str], cells: list[str], digest: str, number: int, name: str) -> ImportedRow:
-    given = {column: cell for column, cell in zip(header, cells, strict=False) if cell}
+class _Lines:
+    """A file's lines, which can be put back."""
+
+    def __init__(self, source: Iterable[str]) -> None:
+        self._source, self._ahead = iter(source), list[str]()
+
+    def has_more(self) -> bool:
+        if not self._ahead:
+            self._ahead += islice(self._source, 1)
+        return bool(self._ahead)
+
+    def take(self) -> str:
+        return self._ahead.pop(0) if self.has_more() else ""
+
+    def put_back(self, lines: list[str]) -> None:
+        self._ahead = lines + self._ahead
+
+
+def _record(lines: _Lines, width: int | None = None) -> tuple[list[str] | None, str]:
+    """The next record's cells, None if it is none, and its text.
+
+    A cell may have line breaks (RFC 4180, 2.6), so a record ends where its quotes are even. A row that was torn within
+    a cell would swallow the ones behind it: if what comes out is no row, the first line alone is the bad one.
+    """
+    taken = [lines.take()]
+    quotes = taken[0].count('"')
+    while quotes % 2 and lines.has_more() and len(taken) < _MAX_LINES:
+        taken.append(lines.take())
+        quotes += taken[-1].count('"')
+    try:
+        (cells,) = csv.reader(["".join(taken)], strict=True)
+    except (csv.Error, ValueError):
+        cells = None
+    if len(taken) > 1 and (cells is None or (width is not None and len(cells) != width)):
+        lines.put_back(taken[1:])
+        return None, taken[0]
+    return cells, "".join(taken)
+
+
+def _imported_row(
+    kind: Kind, header: list[str], cells: list[str] | None, digest: str, origin: str, line: bytes, number: int
+) -> ImportedRow:
+    given = {column: cell for column, cell in zip(header, cells or (), strict=False) if cell}
     record_id = given.get("record_id") or keyed_record_id(IMPORT_PREFIX + kind.name, f"{digest} {number}")
     reason, text, timestamp = None, None, ""
     try:
-        if len(cells) != len(header):
-            raise InvalidRecord(f"{len(cells)} cells: expected {len(header)}, as in the header")
+        if cells is None or len(cells) != len(header):
+            found = "no CSV" if cells is None else f"{len(cells)} cells"
+            raise InvalidRecord(f"{found}: expected {len(header)} cells, as in the header")
         timestamp = timestamp_text("timestamp", given.get("timestamp"))
         given |= {"record_id": record_id, "timestamp": timestamp}
         for column, source in ALIASES.items():
@@ -114,7 +156,7 @@ def _imported_row(kind: Kind, header: list[str], cells: list[str], digest: str, 
         text.encode()
     except (InvalidRecord, UnicodeEncodeError) as err:
         text, reason = None, f"not UTF-8: {err.reason}" if isinstance(err, UnicodeEncodeError) else str(err)
-    return ImportedRow(record_id, timestamp, text, reason, f"{name} row {number}", _as_written(cells))
+    return ImportedRow(record_id, timestamp, text, reason, origin, line)
 
 
 def _cell(name: str, column_type: str, text: str | None, *, escaped: bool) -> str:
@@ -123,7 +165,10 @@ def _cell(name: str, column_type: str, text: str | None, *, escaped: bool) -> st
     if column_type == "json":
         text = _json_text(text)
     elif column_type in {"integer", "number"}:
-        text = _number_text(name, text, whole=column_type == "integer")
+        number = _number_text(name, text, whole=column_type == "integer")
+        if number is None:
+            return ""
+        text = number
     elif column_type == "timestamp":
         text = timestamp_text(name, text)
     elif not escaped:
@@ -132,22 +177,21 @@ def _cell(name: str, column_type: str, text: str | None, *, escaped: bool) -> st
 
 
 def _json_text(text: str) -> str:
+    """A JSON cell's text. Python's NaN and Infinity, which JSON does not know, become null; other text a string."""
     try:
         msgspec.json.decode(text, type=msgspec.Raw)
         return msgspec.json.format(text, indent=-1) if "\n" in text or "\r" in text else text
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        pass  # the next attempts take more
+    try:
+        return msgspec.json.encode(json.loads(text, parse_constant=lambda _: None)).decode()
+    except (ValueError, RecursionError):
         return msgspec.json.encode(text.encode(errors="surrogateescape").decode(errors="replace")).decode()
 
 
-def _number_text(name: str, text: str, *, whole: bool) -> str:
+def _number_text(name: str, text: str, *, whole: bool) -> str | None:
     try:
         number = int(text) if whole else float(text)
     except ValueError as err:
         raise InvalidRecord(f"{name}={text!r}: expected a number or an empty cell") from err
-    return msgspec.json.encode(number).decode()
-
-
-def _as_written(cells: list[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode(errors="surrogateescape")
+    return msgspec.json.encode(number).decode() if math.isfinite(number) else None

@@ -26,13 +26,18 @@ class Carrier:
     """The background thread of one process."""
 
     def __init__(self, settings: Settings, sync: Callable[[], None]) -> None:
-        """Start the thread. `sync` brings the process's spool to the disk (TDS_SPOOL_SYNC=interval)."""
+        """Start the thread. `sync` brings the process's spool to the disk and lets go of full segments."""
         self._settings, self._sync = settings, sync
         self._stop, self._wake = threading.Event(), threading.Event()
         self._lanes: dict[str, Lane] = {}
         self._next_sync = 0.0
         self._thread = threading.Thread(target=self._run, name="tds-carrier", daemon=True)
         self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread lives."""
+        return self._thread.is_alive()
 
     def wake(self) -> None:
         """Look at the spool now."""
@@ -52,7 +57,10 @@ class Carrier:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                moved = sum(self._step(kind) for kind in KINDS)
+                try:
+                    moved = sum(self._step(kind) for kind in KINDS)
+                except OSError:
+                    moved = 0  # the spool's folder cannot be looked at: whoever stores is told
                 self._sync_at_times()
                 if not moved:
                     self._wake.wait(_IDLE_S)
@@ -74,7 +82,7 @@ class Carrier:
         return lane.step()
 
     def _sync_at_times(self) -> None:
-        if self._settings.spool_sync == "interval" and time.monotonic() >= self._next_sync:
+        if time.monotonic() >= self._next_sync:
             self._next_sync = time.monotonic() + _SYNC_INTERVAL_S
             try:
                 self._sync()

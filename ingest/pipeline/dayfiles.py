@@ -15,9 +15,10 @@ killed after it, the committed size is the temporary file's, and the next writer
 """
 
 import hashlib
+import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,10 +35,13 @@ from ingest.pipeline.ledger import (
     chained_version,
     settle_edits,
 )
-from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, sync_folder
+from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, sync_data, sync_folder
 from ingest.records import Kind
 
-_MAX_OPEN = 400  # a shuffled backfill of a year touches 365 days; the usual limit of open files is 1,024
+# Open files of one kind, and how many are written before they are synced. A shuffled backfill of a year touches 365
+# days, and an agent's process may have 1,024 files open in all.
+_MAX_OPEN = 32
+logger = logging.getLogger(__name__)
 _INTENT = msgspec.json.Decoder(dict[str, tuple[int, int]])
 
 
@@ -59,7 +63,11 @@ class DayFiles:
         for day in sorted(on_disk):
             path = paths.training(kind.name, day)
             if _size(path) > self._committed_size(day) or _widened(path).exists():
-                self._settle(day)
+                try:
+                    self._settle(day)
+                except DamagedFile as err:
+                    logger.error("%s", err)  # noqa: TRY400 - no traceback: whoever appends to that day gets the error
+                    continue
             _widened(path).unlink(missing_ok=True)
 
     def _committed_size(self, day: str) -> int:
@@ -72,30 +80,29 @@ class DayFiles:
         Gives the files' new state for the caller to commit. Until `adopt` the ledger's state is the one that counts.
         Raises DamagedFile for a file that is shorter than committed, OSError when the disk refuses.
         """
-        pending: dict[str, tuple[CommittedFile, int, int, bytes]] = {}
+        pending: dict[str, tuple[CommittedFile, int, bytes]] = {}
         for day, (count, data) in rows.items():
-            committed, descriptor = self._ready(day)
-            text = data if committed.size else self._kind.header + data
-            pending[day] = committed, descriptor, count, text
-        self._write_intent({day: (file.size, file.size + len(text)) for day, (file, _, _, text) in pending.items()})
+            committed = self._ready(day)
+            pending[day] = committed, count, data if committed.size else self._kind.header + data
+        self._write_intent({day: (file.size, file.size + len(text)) for day, (file, _, text) in pending.items()})
         self._failpoint.reach("intent")
-        for file, descriptor, _, text in pending.values():
-            _write_all(descriptor, text, file.size)
-        self._failpoint.reach("append")
-        for _, descriptor, _, _ in pending.values():
-            _sync(descriptor)
+        written: dict[str, CommittedFile] = {}
+        for group in _groups(list(pending), _MAX_OPEN):
+            descriptors = {day: self._descriptor(day) for day in group}
+            for day, descriptor in descriptors.items():
+                file, _, text = pending[day]
+                _write_all(descriptor, text, file.size)
+            self._failpoint.reach("append")
+            for day, descriptor in descriptors.items():
+                sync_data(descriptor)
+                file, count, text = pending[day]
+                version = chained_version(file.version, text)
+                mtime_ns = os.fstat(descriptor).st_mtime_ns
+                written[day] = CommittedFile(file.size + len(text), file.rows + count, version, mtime_ns)
         if not all(file.size for file, *_ in pending.values()):
             sync_folder(self._folder)
         self._failpoint.reach("sync")
-        return {
-            day: CommittedFile(
-                file.size + len(text),
-                file.rows + count,
-                chained_version(file.version, text),
-                os.fstat(descriptor).st_mtime_ns,
-            )
-            for day, (file, descriptor, count, text) in pending.items()
-        }
+        return written
 
     def adopt(self, files: Mapping[str, CommittedFile]) -> None:
         """Take over the state that was committed."""
@@ -109,21 +116,20 @@ class DayFiles:
             os.close(self._intent_file)
             self._intent_file = -1
 
-    def _ready(self, day: str) -> tuple[CommittedFile, int]:
-        """The day's state and a descriptor, after others' doings are settled."""
+    def _ready(self, day: str) -> CommittedFile:
+        """The day's state, after others' doings are settled."""
         path = self._paths.training(self._kind.name, day)
-        descriptor = self._descriptor(day, path)
+        descriptor = self._descriptor(day)
         committed = self._committed.get(day, CommittedFile(0, 0, "", 0))
         status = os.fstat(descriptor)
         if (status.st_size, status.st_mtime_ns) != (committed.size, committed.mtime_ns):
             self._settle(day)
-            committed, descriptor = self._committed.get(day, committed), self._descriptor(day, path)
+            committed, descriptor = self._committed.get(day, committed), self._descriptor(day)
         if day not in self._current:
             if committed.size and _header(descriptor) != self._kind.header:
                 committed = self._widen(day, path, committed)
-                descriptor = self._descriptor(day, path)
             self._current.add(day)
-        return committed, descriptor
+        return committed
 
     def _widen(self, day: str, path: Path, committed: CommittedFile) -> CommittedFile:
         """Rewrite a day file of an older version of ours with all of today's columns."""
@@ -154,7 +160,9 @@ class DayFiles:
         _widened(path).replace(path)
         sync_folder(self._folder)
 
-    def _descriptor(self, day: str, path: Path) -> int:
+    def _descriptor(self, day: str) -> int:
+        """The day's file, open. It stays open while the next `_MAX_OPEN` - 1 others are asked for."""
+        path = self._paths.training(self._kind.name, day)
         descriptor = self._open.pop(day, None)
         if descriptor is not None and not _is_same_file(descriptor, path):
             os.close(descriptor)  # an editor put another file in its place
@@ -223,18 +231,15 @@ class DayFiles:
         _write_all(self._intent_file, text, 0)
 
 
+def _groups(days: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (days[start : start + size] for start in range(0, len(days), size))
+
+
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _sync(descriptor: int) -> None:
-    if hasattr(os, "fdatasync"):
-        os.fdatasync(descriptor)
-    else:  # macOS
-        os.fsync(descriptor)
 
 
 def _cut(path: Path, size: int) -> int:

@@ -13,6 +13,7 @@ transaction, and the mark passes it. What fails as a whole (disk full, a day fil
 of that attempt: nothing is acknowledged, and the next attempt starts from the ledger.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,7 @@ from ingest.pipeline.adoption import ImportedRow, read_rows, received_files
 from ingest.pipeline.dayfiles import DayFiles
 from ingest.pipeline.failpoints import Failpoint
 from ingest.pipeline.ledger import CLOCK, DUPLICATES, FOREIGN, QUARANTINED, Commit, Ledger, Reject
-from ingest.pipeline.partitions import DataPaths, filing_day, make_folder, sync_folder, today
+from ingest.pipeline.partitions import TIMESTAMP, DataPaths, filing_day, make_folder, sync_folder, today
 from ingest.pipeline.spool import Batch, ProducerCounters
 from ingest.records import Kind, is_keyed
 from ingest.settings import Settings
@@ -36,6 +37,8 @@ from ingest.settings import Settings
 MAX_RECORDS = 10_000  # of one commit: an fdatasync a day file and one of the ledger are paid for all of them
 MAX_BYTES = 16 << 20
 _FORGET_INTERVAL_S = 3600.0
+_GAP_S, _SAY_AGAIN_S = 10.0, 60.0
+logger = logging.getLogger(__name__)
 _LOST = "lost: its frame in the spool cannot be read (a power cut or a damaged disk)"
 
 
@@ -64,6 +67,7 @@ class Writer:
             raise
         self.marks = self.ledger.marks()
         self._is_date: dict[str, bool] = {}
+        self._gaps: dict[tuple[str, int], tuple[float, float]] = {}  # (producer, mark): seen since, said at
         self._next_forgetting = 0.0
 
     def write(self, batches: Iterable[Batch], strays: Sequence[Reject] = ()) -> int:
@@ -80,7 +84,10 @@ class Writer:
         for batch in batches:
             mark = change.marks.get(batch.producer, self.marks.get(batch.producer, 0))
             last = batch.first_seq + len(batch.lines) - 1
-            if batch.first_seq > mark + 1 or last <= mark:
+            if batch.first_seq > mark + 1:
+                self._note_gap(batch, mark)
+                continue
+            if last <= mark:
                 continue
             lines = batch.lines[mark + 1 - batch.first_seq :]
             rows += self._rows(batch.producer, mark + 1, lines, change)
@@ -89,6 +96,19 @@ class Writer:
         self._commit(rows, change)
         self._forget_keys()
         return new
+
+    def _note_gap(self, batch: Batch, mark: int) -> None:
+        """Say so, once a minute, when a producer's records wait for others that do not come."""
+        since, said_at = self._gaps.get((batch.producer, mark), (time.monotonic(), 0.0))
+        if time.monotonic() - since > _GAP_S and time.monotonic() - said_at > _SAY_AGAIN_S:
+            said_at = time.monotonic()
+            logger.warning(
+                "%s: records from %d on of producer %s wait for %d and the next ones; if its spool is gone, or the "
+                "ledger is a new one, they will not come: see docs/synapse.md",
+                self._kind.name, batch.first_seq, batch.producer, mark + 1,
+            )  # fmt: skip
+        self._gaps = {key: value for key, value in self._gaps.items() if key[0] != batch.producer}
+        self._gaps[batch.producer, mark] = since, said_at
 
     def import_day_files(self) -> int:
         """Import what lies in `training/imported/` and is not read to its end yet; gives how many rows are new."""
@@ -146,12 +166,12 @@ class Writer:
         return _Row(day, is_overruled, record_id, self._kind.csv_row(record, escaped=escaped))
 
     def _filing(self, timestamp: str, record_id: str, now: datetime) -> tuple[str, bool]:
-        """`filing_day`, without parsing a timestamp of an ordinary day."""
+        """`filing_day`, without making a datetime of an ordinary day's timestamp."""
         day = timestamp[:10]
         is_date = self._is_date.get(day)
         if is_date is None:
             is_date = self._is_date[day] = _is_ordinary(day, self._settings.start_date)
-        if is_date and len(timestamp) == 27 and timestamp[26] == "Z" and day <= now.date().isoformat():
+        if is_date and TIMESTAMP.fullmatch(timestamp) is not None and day <= now.date().isoformat():
             return day, False
         return filing_day(timestamp, record_id, self._settings.start_date, now)
 
@@ -215,6 +235,7 @@ class Writer:
 def _is_ordinary(day: str, start_date: date) -> bool:
     """Whether a text is the date of a day that has a partition, if it is not in the future."""
     try:
-        return date.fromisoformat(day) >= start_date and len(day) == 10
+        moment = date.fromisoformat(day)
+        return moment >= start_date and moment.isoformat() == day  # it also reads 2024-W20-3, which is no day's name
     except ValueError:
         return False

@@ -4,7 +4,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ingest.pipeline.writer import FAILURES, KindWriter, Retry
+from ingest.pipeline.writer import KindWriter, Retry
 from ingest.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Lane:
                 self._not_before = time.monotonic() + _LOCK_INTERVAL_S
                 return 0
             moved = self._step()
-        except FAILURES as err:
+        except Exception as err:  # noqa: BLE001 - whatever it is, the other kinds and the next attempt go on
             self._not_before = time.monotonic() + self._retry.failed(self._kind, err)
             return 0
         self._retry.worked(self._kind)

@@ -2,9 +2,14 @@
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 from ingest.pipeline.partitions import PRIVATE_FILE, make_folder
+
+# A fork between the flock and its entry below would leave the child with a lock that it does not know of.
+_acquiring = threading.Lock()
+os.register_at_fork(before=_acquiring.acquire, after_in_parent=_acquiring.release, after_in_child=_acquiring.release)
 
 
 class FileLock:
@@ -25,16 +30,17 @@ class FileLock:
         if self.is_held:
             return True
         make_folder(self._path.parent)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._file = descriptor
+        with _acquiring:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._file = descriptor
         return True
 
     def release(self) -> None:

@@ -21,7 +21,8 @@ PRIVATE_FILE = 0o600
 
 _AHEAD = timedelta(days=1)  # how far a clock may be ahead of ours
 # ASCII only: \d would let in digits that no reader of the files takes for one.
-_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+# RFC 3339 in UTC with microseconds: the one form that timestamps have on the wire and in files.
+TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z")
 
 
 class DataPaths(msgspec.Struct, frozen=True):
@@ -89,7 +90,7 @@ def filing_day(timestamp: str, record_id: str, start_date: date, now: datetime) 
     no partition: then it is the ingest day (from a UUIDv7 `record_id`, else `now`). Raises ValueError for a
     timestamp that is not `YYYY-MM-DDTHH:MM:SS.ffffffZ`.
     """
-    if _TIMESTAMP.fullmatch(timestamp) is None:  # fromisoformat also reads 2024-W20-3, which is no day's name
+    if TIMESTAMP.fullmatch(timestamp) is None:  # fromisoformat also reads 2024-W20-3, which is no day's name
         raise ValueError(f"timestamp={timestamp!r}: expected RFC 3339 in UTC with microseconds and Z")
     event_time = datetime.fromisoformat(timestamp)
     if event_time.date() >= start_date and event_time - now <= _AHEAD:
@@ -133,6 +134,14 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
     sync_folder(folder.parent)
+
+
+def sync_data(descriptor: int) -> None:
+    """Bring a file's content and size to the disk."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:  # macOS
+        os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,7 +24,6 @@ import fcntl
 import logging
 import mmap
 import os
-import shutil
 import struct
 import threading
 import time
@@ -37,7 +36,7 @@ import msgspec
 import uuid_utils
 
 from ingest.errors import NotAccepted
-from ingest.pipeline.partitions import PRIVATE_FILE, make_folder
+from ingest.pipeline.partitions import PRIVATE_FILE, make_folder, sync_data, sync_folder
 from ingest.settings import Settings
 
 MAGIC = b"TDSSPL01"
@@ -49,6 +48,7 @@ _ACCEPTED_OFFERED = struct.Struct("<QQ")
 _DROPPED_COERCED = struct.Struct("<QQ")
 _LOG_INTERVAL_S = 60.0
 _BLOCKED_RETRY_S = 0.01
+_FULL_INTERVAL_S = 0.05  # between two looks for room in a full spool: one look takes up to 5 ms
 
 logger = logging.getLogger(__name__)
 
@@ -80,42 +80,70 @@ class Spool:
         self.folder = settings.spool / kind / self.producer
         self._settings = settings
         self._max_record_bytes = settings.max_record_bytes
+        self._is_synced_always = settings.spool_sync == "always"
         self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
         self._segment: _SegmentWriter | None = None
+        self._retired: list[_SegmentWriter] = []  # full, to be synced and closed by the next `sync`
+        self._has_new_files = False  # whose folder entries are not synced yet
         self._counters: mmap.mmap | None = None
         self._counters_file = -1
         self._accepted = self._offered = self._dropped = self._coerced = 0
         self._next_log = 0.0
+        self._full_until = 0.0
+        self._is_closed = False
 
     @property
     def counters(self) -> ProducerCounters:
         """What was counted so far."""
         return ProducerCounters(self._offered, self._accepted, self._dropped, self._coerced)
 
-    def append(self, line: bytes, *, coerced: bool = False) -> bool:
+    def append(self, line: bytes, *, coerced: bool = False) -> bool | None:
         """Put one record's JSON into the spool; True once it would survive `kill -9` of this process.
 
-        What cannot be taken is counted as dropped. Raises NotAccepted then if TDS_ON_FULL=raise; waits for room
-        if TDS_ON_FULL=block, unless the record is larger than TDS_MAX_RECORD_BYTES.
+        What cannot be taken is counted as dropped: False. Raises NotAccepted then if TDS_ON_FULL=raise; waits for
+        room if TDS_ON_FULL=block, unless the record is larger than TDS_MAX_RECORD_BYTES. None if this producer is
+        closed: the record belongs into another one.
         """
         with self._lock:
+            if self._is_closed:
+                return None
             self._offered += 1
-            segment = self._segment
-            if segment is None or len(line) > self._max_record_bytes or not segment.has_room(len(line)):
-                refusal = self._make_room(len(line))
-                if refusal is not None:
-                    self._drop(refusal)
-                    return False
+            try:
                 segment = self._segment
-            segment.append(self._accepted + 1, line)  # type: ignore[union-attr]  # _make_room gave one
-            self._accepted += 1
-            if coerced:
-                self._coerced += 1
-                _DROPPED_COERCED.pack_into(self._counters, 16, self._dropped, self._coerced)  # type: ignore[arg-type]
-            _ACCEPTED_OFFERED.pack_into(self._counters, 0, self._accepted, self._offered)  # type: ignore[arg-type]
-        if self._settings.spool_sync == "always":
-            segment.sync()  # type: ignore[union-attr]  # as above
+                if segment is None or len(line) > self._max_record_bytes or not segment.has_room(len(line)):
+                    refusal = self._make_room(len(line))
+                    if refusal is not None:
+                        self._drop(refusal)
+                        return False
+                    segment = self._segment
+                segment.append(self._accepted + 1, line)  # type: ignore[union-attr]  # _make_room gave one
+                self._accepted += 1
+                if coerced:
+                    self._coerced += 1
+                    _DROPPED_COERCED.pack_into(self._counters, 16, self._dropped, self._coerced)  # type: ignore[arg-type]
+                _ACCEPTED_OFFERED.pack_into(self._counters, 0, self._accepted, self._offered)  # type: ignore[arg-type]
+            except NotAccepted:
+                raise
+            except BaseException:
+                self._settle_interrupted()
+                raise
+        if self._is_synced_always:
+            self._sync_or_warn()
         return True
+
+    def _settle_interrupted(self) -> None:
+        """After an exception between two instructions, such as one that a signal handler raises.
+
+        The frame may exist while the counters do not know it, and the next frame would be written over it: so the
+        segment is left as it is, the next record begins another one, and what is in it is counted.
+        """
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            self._accepted = max(self._accepted, segment.last_seq())
+            self._retired.append(segment)
+        self._offered = self._accepted + self._dropped
+        self._save_counters()
 
     def _make_room(self, length: int) -> str | None:
         """Open a segment that holds `length` bytes more; the reason if that cannot be done."""
@@ -126,28 +154,33 @@ class Spool:
             )
         size = max(self._settings.spool_segment_bytes, _HEADER.size + _FRAME.size + length + _LENGTH.size)
         while True:
-            try:
-                if self._counters is None:
-                    self._open_counters()
-                if self._spooled_bytes() + size > self._settings.spool_max_bytes:
-                    refusal = (
-                        f"{self.folder} holds TDS_SPOOL_MAX_BYTES={self._settings.spool_max_bytes} bytes that are not "
-                        "written yet; see `tds status`, start `tds writer` or raise the limit"
-                    )
-                else:
-                    former, self._segment = (
-                        self._segment,
-                        _SegmentWriter(self.folder, self._accepted + 1, size),
-                    )
-                    if former is not None:
-                        former.close()
-                    return None
-            except OSError as err:
-                reason = err.strerror or str(err)
-                refusal = f"{self.folder}: {reason}; make room or set TDS_SPOOL_DIR to a folder that can be written"
-            if self._settings.on_full != "block":
+            refusal = self._rotate(size)
+            if refusal is None or self._settings.on_full != "block":
                 return refusal
             time.sleep(_BLOCKED_RETRY_S)
+
+    def _rotate(self, size: int) -> str | None:
+        """Go on in a new segment; the reason if there is no room for one, looked for at most 20 times a second."""
+        full = (
+            f"{self.folder} holds TDS_SPOOL_MAX_BYTES={self._settings.spool_max_bytes} bytes that are not "
+            "written yet; see `tds status`, start `tds writer` or raise the limit"
+        )
+        if time.monotonic() < self._full_until:
+            return full
+        try:
+            if self._counters is None:
+                self._open_counters()
+            if self._spooled_bytes() + size > self._settings.spool_max_bytes:
+                self._full_until = time.monotonic() + _FULL_INTERVAL_S
+                return full
+            former, self._segment = self._segment, _SegmentWriter(self.folder, self._accepted + 1, size)
+        except OSError as err:
+            reason = err.strerror or str(err)
+            return f"{self.folder}: {reason}; make room or set TDS_SPOOL_DIR to a folder that can be written"
+        self._has_new_files = True
+        if former is not None:
+            self._retired.append(former)  # syncing 8 MiB takes 40 ms: not in the call of an agent
+        return None
 
     def _open_counters(self) -> None:
         """Create the producer's folder and its counters, and hold the lock that says: this producer lives."""
@@ -164,7 +197,7 @@ class Spool:
             draft.rename(self.folder)
         except BaseException:
             os.close(descriptor)
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove_folder(draft)
             raise
         self._counters_file, self._counters = descriptor, counters
 
@@ -177,30 +210,63 @@ class Spool:
                     size += path.stat().st_size
         return size
 
-    def _drop(self, reason: str) -> None:
-        self._dropped += 1
+    def _save_counters(self) -> None:
         if self._counters is not None:
             _COUNTERS.pack_into(self._counters, 0, self._accepted, self._offered, self._dropped, self._coerced)
+
+    def _drop(self, reason: str) -> None:
+        self._dropped += 1
+        self._save_counters()
         if self._settings.on_full == "raise":
             raise NotAccepted(f"{self.kind}: {reason}")
+        self._warn("record dropped (%d so far): %s", self._dropped, reason)
+
+    def _warn(self, message: str, *arguments: object) -> None:
         if time.monotonic() >= self._next_log:
             self._next_log = time.monotonic() + _LOG_INTERVAL_S
-            logger.warning("%s: record dropped (%d so far): %s", self.kind, self._dropped, reason)
+            logger.warning("%s: " + message, self.kind, *arguments)  # noqa: G003 - a fixed prefix
+
+    def _sync_or_warn(self) -> None:
+        try:
+            self.sync()
+        except OSError as err:
+            self._warn("%s cannot be synced: %s; records survive the process, not a power cut", self.folder, err)
 
     def sync(self) -> None:
-        """Bring what was appended so far to the disk."""
-        segment = self._segment
-        if segment is not None:
-            segment.sync()
+        """Bring what was appended so far to the disk, and let go of full segments. Raises OSError."""
+        with self._sync_lock:
+            while self._retired:
+                segment = self._retired[0]
+                segment.close(sync=self._settings.spool_sync != "off")
+                self._retired.pop(0)
+            segment_now = self._segment
+            if self._settings.spool_sync == "off":
+                return
+            if segment_now is not None:
+                segment_now.sync()
+            if self._has_new_files:
+                self._has_new_files = False
+                sync_folder(self.folder)
+                sync_folder(self.folder.parent)
 
     def close(self, *, forked: bool = False) -> None:
         """Let go of the producer's lock and files; what was accepted stays for the writer. May be called twice.
 
         `forked` is for a child process, which must not touch the parent's mapping nor wait for its threads.
         """
+        if forked:
+            self._let_go(sync=False)
+            return
+        with self._lock:
+            self._is_closed = True
+            with self._sync_lock:
+                self._let_go(sync=True)
+
+    def _let_go(self, *, sync: bool) -> None:
         segment, self._segment = self._segment, None
-        if segment is not None:
-            segment.close(sync=not forked)
+        retired, self._retired = self._retired, []
+        for part in (*retired, *((segment,) if segment is not None else ())):
+            part.close(sync=sync)
         if self._counters is not None:
             self._counters.close()
             os.close(self._counters_file)
@@ -240,10 +306,20 @@ class _SegmentWriter:
         _LENGTH.pack_into(buffer, start, length)  # from here on the frame exists
         self._end = stop
 
+    def last_seq(self) -> int:
+        """The last frame's sequence number by what stands in the segment; 0 if it has none."""
+        position, last = _HEADER.size, 0
+        while position + 16 <= len(self._map):
+            length, _, seq = _FRAME.unpack_from(self._map, position)
+            if length == 0:
+                break
+            position, last = position + 16 + length, seq
+        return last
+
     def sync(self) -> None:
         end = self._end
         if self._synced < end and self._open:
-            os.fdatasync(self._file)
+            sync_data(self._file)
             self._synced = end
 
     def close(self, *, sync: bool = True) -> None:
@@ -351,7 +427,7 @@ class SpooledProducer:
     def remove(self) -> None:
         """Delete the folder of a producer that ended, after its counters went into the ledger."""
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove_folder(self.folder)
 
     def close(self) -> None:
         """Close the segment that is being read."""
@@ -366,7 +442,8 @@ class _SegmentReader:
     def __init__(self, path: Path, first_seq: int) -> None:
         self.path, self.first_seq = path, first_seq
         with path.open("rb") as source:
-            self._map = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+            is_empty = os.fstat(source.fileno()).st_size == 0  # all that a power cut left of it
+            self._map: mmap.mmap | bytes = b"" if is_empty else mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
         self._position = _HEADER.size
 
     def read_into(self, lines: list[bytes | None], first: int, max_records: int, max_bytes: int) -> int:
@@ -388,10 +465,14 @@ class _SegmentReader:
                 if not self._frame_stands(stop, expected + 1):
                     break
                 seq, line = expected, None
+            lost = seq - expected
+            if lost >= max_records - len(lines):
+                lines.extend([None] * (max_records - len(lines)))  # this frame is read again behind them
+                break
             position = stop
             taken += length
-            if seq >= expected:
-                lines.extend([None] * (seq - expected))
+            if lost >= 0:
+                lines.extend([None] * lost)
                 lines.append(line)
         self._position = position
         return taken
@@ -405,7 +486,8 @@ class _SegmentReader:
         return bool(length > 0 and found == seq and zlib.crc32(line, seq & 0xFFFFFFFF) == crc)
 
     def close(self) -> None:
-        self._map.close()
+        if isinstance(self._map, mmap.mmap):
+            self._map.close()
 
 
 class SpoolReader:
@@ -469,6 +551,8 @@ def read_counters(folder: Path) -> ProducerCounters:
         block = (folder / "counters").read_bytes()
     except FileNotFoundError:
         return ProducerCounters()
+    if len(block) < _COUNTERS.size:
+        return ProducerCounters()  # all that a power cut left of it; what was written is known by the mark
     accepted, offered, dropped, coerced = _COUNTERS.unpack(block)
     return ProducerCounters(max(offered, accepted + dropped), accepted, dropped, coerced)
 
@@ -479,6 +563,14 @@ def spooled_heads(spool: Path, kind: str) -> dict[str, ProducerCounters]:
     return {name: read_counters(folder / name) for name in _producers(folder)} if folder.is_dir() else {}
 
 
+def _remove_folder(folder: Path) -> None:
+    """Remove a producer's folder; another process may be doing the same. `shutil` takes 3 ms to import."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def _producers(folder: Path) -> list[str]:
     """The producers below a kind's folder, by their start; a name with a dot is not ready yet, or a lock."""
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())

@@ -1,13 +1,14 @@
 """Follows a kind's records as they come: from Synapse, or without Redis from what the writer has committed.
 
-A position is a record's id. With Redis the stream is searched from the millisecond in that id on. Without, the day
-files that were written since are read, and what has a later id is given, in the order of ids, before what follows.
+A position is a record's id. With Redis the stream is searched from the millisecond in that id on; if it is trimmed
+already, all that is left from then on is given. Without, the day files that were written since are read, and what has a
+later id is given, in the order of ids, before what follows.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -15,6 +16,9 @@ from ingest.pipeline.ledger import CommittedFile, open_ledger
 from ingest.pipeline.partitions import DataPaths
 from ingest.records import Kind, ingest_time, kind_named
 from ingest.settings import Settings
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 _POLL_S = 0.1
 _BLOCK_MS = 1000
@@ -42,33 +46,48 @@ async def _follow_stream(settings: Settings, kind: Kind, after: str | None) -> A
 
     from ingest.pipeline.synapse import redis_errors, stream_key
 
-    client = Redis.from_url(settings.redis_url or "", protocol=2)
-    position: str | bytes = _start(after)
-    searched = after
+    with redis_errors(settings):
+        client = Redis.from_url(settings.redis_url or "", protocol=2)
+        key = stream_key(kind.name)
+        position: str | bytes = "$"
+        found: list[dict[str, object]] = []
+        if after is not None:
+            position, found = await _search(client, key, after)
     try:
+        for record in found:
+            yield record
         while True:
             with redis_errors(settings):
-                reply = await client.xread({stream_key(kind.name): position}, count=_ENTRIES, block=_BLOCK_MS)
+                reply = await client.xread({key: position}, count=_ENTRIES, block=_BLOCK_MS)
             streams = cast("list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]", reply or [])
-            entries = [entry for _, found in streams for entry in found]
-            if searched is not None and not entries:
-                searched = None  # its entry is trimmed: what came since was all of it behind
-            for entry_id, fields in entries:
+            for entry_id, fields in (entry for _, entries in streams for entry in entries):
                 position = entry_id
                 for record in _records(fields):
-                    if searched is None:
-                        yield record
-                    elif record.get("record_id") == searched:
-                        searched = None
+                    yield record
     finally:
         await client.aclose()
 
 
-def _start(after: str | None) -> str:
-    if after is None:
-        return "$"
+async def _search(client: "Redis", key: str, after: str) -> tuple[str | bytes, list[dict[str, object]]]:
+    """The entry that holds the record `after`, and the records behind it in that entry.
+
+    Where it is trimmed already: the place before the oldest entry that is left.
+    """
     made = ingest_time(after)
-    return "0" if made is None else str(max(0, int(made.timestamp() * 1000) - _CLOCK_SLACK_MS))
+    start = 0 if made is None else max(0, int(made.timestamp() * 1000) - _CLOCK_SLACK_MS)
+    position: str | bytes = str(start)
+    while True:
+        behind = b"(" + position if isinstance(position, bytes) else position
+        reply = await client.xrange(key, min=behind, count=64)
+        entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", reply)
+        if not entries:
+            return str(start), []
+        for entry_id, fields in entries:
+            position = entry_id
+            records = list(_records(fields))
+            for place, record in enumerate(records):
+                if record.get("record_id") == after:
+                    return entry_id, records[place + 1 :]
 
 
 def _records(fields: dict[bytes, bytes]) -> Iterator[dict[str, object]]:
@@ -88,20 +107,22 @@ async def _follow_files(settings: Settings, kind: Kind, after: str | None) -> As
         made = ingest_time(after)
         since_ns = 0 if made is None else int(made.timestamp() * 1e9) - _MTIME_SLACK_NS
         days = [day for day, file in seen.items() if file.mtime_ns >= since_ns]
-        backlog = [
-            r for day in days for r in _new_rows(paths, kind, day, 0, seen[day].size) if str(r["record_id"]) > after
-        ]
-        for record in sorted(backlog, key=lambda record: str(record["record_id"])):
+        for record in await asyncio.to_thread(_backlog, paths, kind, {day: seen[day].size for day in days}, after):
             yield record
     while True:
         now = await asyncio.to_thread(_committed, paths, kind)
         for day, file in now.items():
             start = seen[day].size if day in seen else 0
             if file.size > start:
-                for record in _new_rows(paths, kind, day, start, file.size):
+                for record in await asyncio.to_thread(list, _new_rows(paths, kind, day, start, file.size)):
                     yield record
         seen = now
         await asyncio.sleep(_POLL_S)
+
+
+def _backlog(paths: DataPaths, kind: Kind, sizes: Mapping[str, int], after: str) -> list[dict[str, object]]:
+    rows = (row for day, size in sizes.items() for row in _new_rows(paths, kind, day, 0, size))
+    return sorted((row for row in rows if str(row["record_id"]) > after), key=lambda row: str(row["record_id"]))
 
 
 def _committed(paths: DataPaths, kind: Kind) -> dict[str, CommittedFile]:

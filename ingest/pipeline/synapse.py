@@ -10,6 +10,7 @@ its oldest unacknowledged entry gone and begins again behind the mark. What arri
 Every command used exists since Redis 6.2. The wire is described for other clients in docs/synapse.md.
 """
 
+import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry as RedisRetry
 
-from ingest.errors import SynapseUnavailable
+from ingest.errors import InvalidSetting, SynapseUnavailable
 from ingest.pipeline.failpoints import Failpoint
 from ingest.pipeline.ledger import Commit, Ledger, Reject
 from ingest.pipeline.locks import FileLock
@@ -41,7 +42,7 @@ _STUCK_S = 1.0  # marks that do not move for so long: is the oldest entry still 
 _COUNTERS_INTERVAL_S = 0.5
 _PENDING_INTERVAL_S = 2.0
 _TRIM_INTERVAL_S = 10.0
-_SOCKET_TIMEOUT_S = 5.0
+_SOCKET_TIMEOUT_S = 3.0
 
 
 def stream_key(kind: str) -> str:
@@ -59,15 +60,27 @@ def producers_key(kind: str) -> str:
     return f"{stream_key(kind)}:producers"
 
 
-def connect(settings: Settings) -> redis.Redis:
-    """A client for TDS_REDIS_URL; nothing is sent before the first command. One command fails after 5 seconds."""
-    return redis.Redis.from_url(
-        settings.redis_url or "",
-        protocol=2,
-        socket_timeout=_SOCKET_TIMEOUT_S,
-        socket_connect_timeout=_SOCKET_TIMEOUT_S,
-        retry=RedisRetry(NoBackoff(), 0),  # the callers retry, from a state that they know
-    )
+def connect(settings: Settings, timeout_s: float = _SOCKET_TIMEOUT_S) -> redis.Redis:
+    """A client for TDS_REDIS_URL; nothing is sent before the first command. One command fails after `timeout_s`.
+
+    Raises InvalidSetting for an address that redis-py cannot parse.
+    """
+    try:
+        client = redis.Redis.from_url(
+            settings.redis_url or "",
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=RedisRetry(NoBackoff(), 0),  # the callers retry, from a state that they know
+        )
+        client.connection_pool.make_connection()  # connects to nothing, but takes the address apart to the end
+    except (ValueError, TypeError):
+        # Without its cause: redis-py's message may hold a part of the password.
+        raise InvalidSetting(
+            f"TDS_REDIS_URL={settings.redis_url_without_password}: expected redis://[user:password@]host[:port]/db; "
+            "write special characters of a password as %XX"
+        ) from None
+    return client
 
 
 @contextmanager
@@ -87,12 +100,13 @@ def published_marks(client: redis.Redis, kind: str, producers: list[str]) -> dic
     if not producers:
         return {}
     values = cast("list[bytes | None]", client.hmget(marks_key(kind), producers))
-    return {name: int(value or 0) for name, value in zip(producers, values, strict=True)}
+    # What somebody else put there and is no number counts as no mark: the writer publishes the right one again.
+    return {name: int(value) if value and value.isdigit() else 0 for name, value in zip(producers, values, strict=True)}
 
 
-def marks_of(settings: Settings, kind: str, producers: list[str]) -> dict[str, int]:
+def marks_of(settings: Settings, kind: str, producers: list[str], *, timeout_s: float) -> dict[str, int]:
     """`published_marks` over a connection of its own. While Redis does not answer nothing is known: {}."""
-    client = connect(settings)
+    client = connect(settings, min(timeout_s, _SOCKET_TIMEOUT_S))
     try:
         return published_marks(client, kind, producers)
     except redis.RedisError:
@@ -104,7 +118,11 @@ def marks_of(settings: Settings, kind: str, producers: list[str]) -> dict[str, i
 def published_counters(client: redis.Redis, kind: str) -> dict[str, ProducerCounters]:
     """What every producer, on any host, last published of its counters."""
     found = cast("dict[bytes, bytes]", client.hgetall(producers_key(kind)))
-    return {name.decode(): msgspec.json.decode(text, type=ProducerCounters) for name, text in found.items()}
+    counters = {}
+    for name, text in found.items():
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):  # not one of ours
+            counters[name.decode()] = msgspec.json.decode(text, type=ProducerCounters)
+    return counters
 
 
 class _Sent(NamedTuple):
@@ -130,7 +148,7 @@ class Shipper:
         self._reader = SpoolReader(self._settings.spool, self.kind)
         self._sent: dict[str, deque[_Sent]] = defaultdict(deque)
         self._marks: dict[str, int] = {}
-        self._moved_at = time.monotonic()
+        self._moved_at: dict[str, float] = {}  # when each producer's mark, or its oldest entry, was a new one
         self._next_marks = self._next_counters = 0.0
         self._published: dict[str, ProducerCounters] = {}
 
@@ -187,8 +205,9 @@ class Shipper:
                 "d": data,
             }
             pipeline.xadd(stream_key(self.kind), fields)  # type: ignore[arg-type]  # its dict type is invariant
-        if not any(self._sent.values()):
-            self._moved_at = time.monotonic()
+        for batch in batches:
+            if not self._sent[batch.producer]:
+                self._moved_at[batch.producer] = time.monotonic()
         for batch, size, entry_id in zip(batches, sizes, pipeline.execute(), strict=True):
             last_seq = batch.first_seq + len(batch.lines) - 1
             self._sent[batch.producer].append(_Sent(entry_id, last_seq, size))
@@ -200,16 +219,18 @@ class Shipper:
         self._next_marks = time.monotonic() + _MARKS_INTERVAL_S
         producers = list(self._reader.producers)
         marks = published_marks(client, self.kind, producers)
-        if marks != self._marks:
-            self._marks, self._moved_at = marks, time.monotonic()
         for name in producers:
+            if marks[name] != self._marks.get(name):
+                self._moved_at[name] = time.monotonic()
+            if marks[name] > self._reader.producers[name].read_up_to:
+                self._reader.rewind(name, marks[name])  # a lost mark is published again: go on from there
             sent = self._sent[name]
             while sent and sent[0].last_seq <= marks[name]:
                 sent.popleft()
+            if sent and time.monotonic() - self._moved_at[name] > _STUCK_S:
+                self._resend_if_lost(client, name, marks[name])
             self._release(client, name, marks[name])
-        if time.monotonic() - self._moved_at > _STUCK_S:
-            self._resend_lost(client)
-            self._moved_at = time.monotonic()
+        self._marks = marks
 
     def _release(self, client: redis.Redis, name: str, mark: int) -> None:
         producer = self._reader.producers[name]
@@ -217,13 +238,15 @@ class Shipper:
             self._publish(client, {name: producer.final_counters(mark)})
             self._reader.forget(name)
             self._sent.pop(name, None)
+            self._moved_at.pop(name, None)
             producer.remove()
 
-    def _resend_lost(self, client: redis.Redis) -> None:
-        for name, sent in list(self._sent.items()):
-            if sent and not client.xrange(stream_key(self.kind), sent[0].entry_id, sent[0].entry_id):
-                sent.clear()
-                self._reader.rewind(name, self._marks.get(name, 0))
+    def _resend_if_lost(self, client: redis.Redis, name: str, mark: int) -> None:
+        oldest = self._sent[name][0].entry_id
+        if not client.xrange(stream_key(self.kind), oldest, oldest):
+            self._sent[name].clear()
+            self._reader.rewind(name, mark)
+        self._moved_at[name] = time.monotonic()
 
     def _publish_counters(self, client: redis.Redis) -> None:
         if time.monotonic() < self._next_counters:

@@ -5,28 +5,29 @@ it dies the lock is free and another takes over. Without TDS_REDIS_URL it reads 
 """
 
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ingest.errors import TdsError, WriterBusy
+from ingest.errors import WriterBusy
 from ingest.pipeline.adoption import has_unknown_files
 from ingest.pipeline.exactly_once import MAX_BYTES, MAX_RECORDS, Writer
 from ingest.pipeline.ledger import Commit, Ledger, Reject
 from ingest.pipeline.locks import FileLock
 from ingest.pipeline.partitions import DataPaths
-from ingest.pipeline.spool import Batch, SpoolReader
+from ingest.pipeline.spool import Batch, SpoolReader, spooled_heads
 from ingest.records import kind_named
 from ingest.settings import Settings
+
+if TYPE_CHECKING:
+    from ingest.pipeline.synapse import Shipper
 
 IDLE_S = 0.02  # the pause of a writer that found nothing to do
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
 _REPORT_INTERVAL_S = 60.0
 
 logger = logging.getLogger(__name__)
-FAILURES = (TdsError, OSError, sqlite3.Error)  # of one attempt: the next one starts from the ledger
 
 
 class Source(Protocol):
@@ -82,7 +83,8 @@ class KindWriter:
     def step(self) -> int:
         """Write what the source has now; gives how many records were new. The lock has to be held.
 
-        Raises TdsError, OSError or sqlite3.Error; nothing is lost, and the next step starts from the ledger.
+        Raises what went wrong, mostly TdsError, OSError or sqlite3.Error; nothing is lost, and the next step starts
+        from the ledger.
         """
         try:
             if self._writer is None:
@@ -185,8 +187,10 @@ def drain(settings: Settings, kinds: Iterable[str]) -> None:
         writer = KindWriter(settings, kind)
         try:
             if writer.lock.acquire():
-                while writer.step():
-                    pass
+                # No more than what is there now: an agent that lives goes on storing.
+                left = sum(counters.accepted for counters in spooled_heads(settings.spool, kind).values())
+                while (written := writer.step()) and left > 0:
+                    left -= written
         finally:
             writer.close()
 
@@ -207,25 +211,29 @@ def _serve(settings: Settings, writer: KindWriter, stop: threading.Event, report
             if stop.wait(0.2):
                 return
         report(f"{writer.kind}: taking over")
-    shipping, retry = _shipping(settings, writer.kind), Retry(report)
-    while not stop.is_set():
-        try:
-            moved = sum(step() for step in shipping) + writer.step()
-        except FAILURES as err:
-            stop.wait(retry.failed(writer.kind, err))
-            continue
-        retry.worked(writer.kind)
-        if not moved:
-            stop.wait(IDLE_S)
-    writer.close()
+    retry, shipper = Retry(report), _make_shipper(settings, writer.kind)
+    try:
+        while not stop.is_set():
+            try:
+                moved = (0 if shipper is None else shipper.step()) + writer.step()
+            except Exception as err:  # noqa: BLE001 - whatever it is: said, and tried again from the ledger
+                stop.wait(retry.failed(writer.kind, err))
+                continue
+            retry.worked(writer.kind)
+            if not moved:
+                stop.wait(IDLE_S)
+    finally:
+        writer.close()
+        if shipper is not None:
+            shipper.close()
 
 
-def _shipping(settings: Settings, kind: str) -> list[Callable[[], int]]:
+def _make_shipper(settings: Settings, kind: str) -> "Shipper | None":
     if settings.redis_url is None:
-        return []
+        return None
     from ingest.pipeline.synapse import Shipper  # redis-py takes a quarter of a second to import
 
-    return [Shipper(settings, kind).step]
+    return Shipper(settings, kind)
 
 
 def _make_source(settings: Settings, kind: str) -> Source:

@@ -37,12 +37,12 @@ def leave_in_spool(settings: Settings, n: int) -> None:
     code = (
         "import os, sys\nfrom dataclasses import dataclass\nfrom ingest import read_settings\n"
         "from ingest.calls import BlockingCalls\nfrom ingest.pipeline.spool import Spool\n"
-        "settings, spools = read_settings(), {}\n"
-        "calls = BlockingCalls(settings, lambda kind: spools.setdefault(kind, Spool(settings, kind)))\n"
+        "settings = read_settings()\nspool = Spool(settings, 'events')\n"
+        "calls = BlockingCalls(settings, lambda kind, line, coerced: bool(spool.append(line)))\n"
         "for n in range(int(sys.argv[1])):\n    calls.store_agent_event('e', timestamp='2024-05-15T08:00:00Z')\n"
         "os._exit(9)\n"
     )
-    run_python(code, settings, str(n))
+    assert run_python(code, settings, str(n)).returncode == 9
 
 
 def test_looking_at_a_folder_that_holds_nothing_leaves_nothing_in_it(tds: Tds, settings: Settings) -> None:

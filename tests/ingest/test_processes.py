@@ -108,6 +108,76 @@ store.sync.close()
     assert account(settings, "events").balanced
 
 
+def test_a_store_of_which_only_the_blocking_twin_is_kept_survives_a_fork_too(settings: Settings) -> None:
+    code = """
+import gc, os
+from ingest import TrainingDataStore
+calls = TrainingDataStore().sync
+gc.collect()
+for n in range(50): calls.store_agent_event(f"before {n}")
+pid = os.fork()
+for n in range(50): calls.store_agent_event(f"{'child' if pid == 0 else 'after'} {n}")
+if pid == 0: os._exit(0)
+os.waitpid(pid, 0)
+"""
+    assert run_python(code, settings).returncode == 0
+    drain(settings, ["events"])
+    assert sorted(names(settings), key=str) == sorted(
+        f"{who} {n}" for who in ("before", "after", "child") for n in range(50)
+    )
+
+
+@pytest.mark.parametrize("damage", ["counters", "segment", "stray file", "header"])
+def test_damage_that_one_kind_meets_stops_no_other_kind_and_no_later_record(settings: Settings, damage: str) -> None:
+    run_python(STORE_1000 + "os._exit(0)", settings, "event")
+    (producer,) = (settings.spool / "events").iterdir()
+    if damage == "counters":
+        (producer / "counters").write_bytes(b"")
+    elif damage == "segment":
+        (producer / "00000000000000009999.seg").write_bytes(b"")
+    elif damage == "stray file":
+        (settings.spool / "events" / "notes.txt").write_text("mine")
+    else:
+        folder = DataPaths(settings.data_dir).training("events", "").parent
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "events_2025-01-01.csv").write_text('"event_id"x,y\n"1\n')
+    store = TrainingDataStore(settings)
+    store.sync.store_agent_event("later")
+    store.sync.store_agent_task("task")
+    store.sync.flush()
+    assert "later" in names(settings)
+    assert len(csv_rows(settings, "tasks")) == 1
+    assert names(settings).count("event 999") == 1
+    store.sync.close()
+
+
+def test_draining_ends_while_an_agent_goes_on_storing(settings: Settings) -> None:
+    code = """
+import time
+from ingest.pipeline.spool import Spool
+from ingest.settings import read_settings
+from ingest.records import new_record_id, now_text
+import msgspec
+spool = Spool(read_settings(), "events")
+print("ready", flush=True)
+while True:
+    spool.append(msgspec.json.encode({"record_id": new_record_id(), "timestamp": now_text(), "event_type": "x"}))
+"""
+    agent = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(settings), cwd=PROJECT, stdout=subprocess.PIPE
+    )
+    try:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == b"ready\n"
+        time.sleep(0.2)
+        start = time.monotonic()
+        drain(settings, ["events"])
+        assert time.monotonic() - start < 20
+    finally:
+        agent.kill()
+        agent.communicate()
+
+
 def test_a_forked_child_that_lives_on_does_not_keep_the_writers_lock_of_a_dead_parent(settings: Settings) -> None:
     code = """
 import os, sys, time

@@ -2,9 +2,12 @@
 
 import logging
 import mmap
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -172,7 +175,7 @@ def test_a_record_over_the_limit_is_dropped_and_counted_even_where_a_segment_has
 def test_a_full_spool_drops_and_counts_and_says_so_once(small: Settings, caplog: pytest.LogCaptureFixture) -> None:
     spool = Spool(msgspec.structs.replace(small, spool_max_bytes=3 * SEGMENT), "events")
     with caplog.at_level(logging.WARNING):
-        accepted = sum(spool.append(b"x" * 1100) for _ in range(50))
+        accepted = sum(bool(spool.append(b"x" * 1100)) for _ in range(50))
     assert accepted == 9
     assert spool.counters.dropped == 41
     assert len(caplog.records) == 1
@@ -191,6 +194,7 @@ def test_a_full_spool_raises_if_asked_to_and_takes_records_again_when_there_is_r
     reader.refresh({})
     reader.read(1000, 1 << 30)
     reader.producers[spool.producer].release(6)
+    time.sleep(0.06)  # it looks for room 20 times a second
     assert spool.append(b"x" * 1100)
 
 
@@ -236,6 +240,125 @@ def test_a_segment_that_is_deleted_while_the_producer_counts_its_room_drops_noth
     monkeypatch.setattr(Path, "iterdir", iterdir_of_the_past)
     for _ in range(8):
         assert spool.append(b"x" * 1000)
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["before the frame", "after the frame"])
+def test_an_exception_out_of_a_signal_handler_in_the_middle_of_a_call_costs_no_other_record(
+    small: Settings, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    spool = Spool(small, "events")
+    spool.append(b"first")
+    segment_type: Any = type(spool._segment)
+    real_append = segment_type.append
+
+    def interrupted(segment: object, seq: int, line: bytes) -> None:
+        if moment == "after the frame":
+            real_append(segment, seq, line)
+        raise Interrupt
+
+    with monkeypatch.context() as fault:
+        fault.setattr(segment_type, "append", interrupted)
+        with pytest.raises(Interrupt):
+            spool.append(b"interrupted")
+    assert spool.append(b"second")
+    expected = [b"first", b"interrupted", b"second"] if moment == "after the frame" else [b"first", b"second"]
+    assert read_all(spool) == expected
+    counters = spool.counters
+    assert (counters.accepted, counters.offered) == (len(expected), len(expected))
+    assert read_counters(spool.folder) == counters
+    spool.close()
+
+
+def test_signals_that_raise_all_the_time_lose_no_record_whose_id_was_given(small: Settings) -> None:
+    settings = msgspec.structs.replace(small, spool_segment_bytes=1 << 20)
+    spool = Spool(settings, "events")
+    stored: list[bytes] = []
+
+    is_calling = False
+
+    def handler(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.0002)
+        if is_calling:
+            raise Interrupt
+
+    former = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002)
+    try:
+        deadline = time.monotonic() + 2
+        n = interrupted = 0
+        while time.monotonic() < deadline:
+            n += 1
+            line = b"record %d" % n
+            try:
+                is_calling = True
+                if spool.append(line):
+                    is_calling = False
+                    stored.append(line)
+            except Interrupt:
+                interrupted += 1
+            is_calling = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    found = read_all(spool)
+    assert interrupted > 100
+    assert None not in found
+    assert set(stored) <= set(found)
+    assert len(found) == len(set(found)) == spool.counters.accepted
+    spool.close()
+
+
+def test_a_spool_closed_by_another_thread_says_so_and_breaks_nothing(small: Settings) -> None:
+    spool = Spool(small, "events")
+    assert spool.append(b"x") is True
+    spool.close()
+    assert spool.append(b"y") is None
+    assert read_all(spool) == [b"x"]
+
+
+@pytest.mark.parametrize("name", ["counters", "00000000000000000001.seg"])
+def test_what_a_power_cut_left_empty_breaks_no_reader(small: Settings, name: str) -> None:
+    spool = Spool(small, "events")
+    spool.append(b"x")
+    spool.close()
+    (spool.folder / name).write_bytes(b"")
+    (spool.folder.parent / "stray file").write_text("not a producer")
+    reader = SpoolReader(small.spool, "events")
+    reader.refresh({})
+    lines = [line for batch in reader.read(10, 1 << 20) for line in batch.lines]
+    assert lines == ([b"x"] if name == "counters" else [None])
+
+
+def test_records_of_segments_that_are_gone_are_given_as_lost_a_batch_at_a_time(small: Settings) -> None:
+    spool = Spool(small, "events")
+    for n in range(1000):
+        spool.append(b"%03d" % n * 20)
+    later = sorted(spool.folder.glob("*.seg"))
+    for path in later[:-1]:
+        path.unlink()
+    first_left = int(later[-1].stem)
+    producer, lines = SpooledProducer(spool.folder, 0), list[bytes | None]()
+    while batch := producer.read(7, 1 << 20):
+        assert len(batch.lines) <= 7
+        lines += batch.lines
+    assert lines == [None] * (first_left - 1) + [b"%03d" % n * 20 for n in range(first_left - 1, 1000)]
+
+
+def test_with_always_each_record_and_its_folder_entry_are_on_the_disk_when_the_call_returns(
+    small: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("ingest.pipeline.spool.sync_data", lambda descriptor: synced.append("data"))
+    monkeypatch.setattr("ingest.pipeline.spool.sync_folder", lambda folder: synced.append(folder.name))
+    spool = Spool(msgspec.structs.replace(small, spool_sync="always"), "events")
+    spool.append(b"x")
+    assert synced == ["data", spool.producer, "events"]
+    spool.append(b"y")
+    assert synced == ["data", spool.producer, "events", "data"]
 
 
 def test_the_spool_is_private(small: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import threading
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -335,6 +336,92 @@ def test_calls_that_may_wait_run_beside_the_event_loop(tmp_path: Path, change: d
 
     asyncio.run(store_many())
     assert len(csv_rows(store.settings, "events")) == 100
+    store.sync.close()
+
+
+def test_an_integer_that_no_column_holds_is_refused_on_every_call_and_not_only_on_the_first(
+    store: TrainingDataStore,
+) -> None:
+    store.sync.store_agent_task("x", retry_count=2**63 - 1)
+    with pytest.raises(InvalidRecord, match="retry_count=1180591620717411303424"):
+        store.sync.store_agent_task("x", retry_count=2**70)
+    store.sync.flush()
+    assert account(store.settings, "tasks").rows == 1
+
+
+@pytest.mark.parametrize("text", [b'{\n"a":1,\r\n"b":"x\\ny"}', b"{not\njson"])
+def test_raw_json_of_the_callers_own_stays_on_one_line(store: TrainingDataStore, text: bytes) -> None:
+    store.sync.store_agent_event("x", payload=msgspec.Raw(text))
+    store.sync.store_agent_event("y")
+    store.sync.flush()
+    rows = csv_rows(store.settings, "events")
+    assert [row["event_type"] for row in rows] == ["x", "y"]
+    assert rows[0]["payload"] == ({"a": 1, "b": "x\ny"} if b"1" in text else "{not\njson")
+
+
+@pytest.mark.parametrize("levels", range(880, 1010, 5))
+def test_values_of_any_depth_are_stored_and_none_is_refused_by_the_writer(tmp_path: Path, levels: int) -> None:
+    store = TrainingDataStore(Settings(data_dir=tmp_path))
+    for more in range(5):
+        store.sync.store_agent_event("x", payload=nested(levels + more))
+    store.sync.flush()
+    counted = account(store.settings, "events")
+    assert (counted.rows, counted.quarantined) == (5, 0)
+    store.sync.close()
+
+
+def test_a_wide_value_is_not_taken_for_a_deep_one(store: TrainingDataStore) -> None:
+    store.sync.store_agent_event("x", payload=[{"n": n} for n in range(2000)])
+    store.sync.flush()
+    assert account(store.settings, "events").coerced == 0
+
+
+def test_closing_beside_running_calls_breaks_none_of_them(store: TrainingDataStore) -> None:
+    failures: list[BaseException] = []
+    stop = threading.Event()
+    counts = [0, 0, 0]
+
+    def store_all_the_time(place: int) -> None:
+        try:
+            while not stop.is_set():
+                assert store.sync.store_agent_event("x") is not None
+                counts[place] += 1
+        except BaseException as err:  # noqa: BLE001 - told to the test below
+            failures.append(err)
+
+    threads = [threading.Thread(target=store_all_the_time, args=(place,)) for place in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        store.sync.close()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    store.sync.flush()
+    assert failures == []
+    assert len(csv_rows(store.settings, "events")) == sum(counts)
+    assert account(store.settings, "events").balanced
+
+
+def test_a_disk_that_cannot_sync_or_a_machine_without_threads_never_breaks_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = TrainingDataStore(Settings(data_dir=tmp_path, spool_sync="always"))
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def no_sync(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(threading.Thread, "start", no_thread)
+        fault.setattr("ingest.pipeline.spool.sync_data", no_sync)
+        assert store.sync.store_agent_event("x") is not None
+    assert "can't start new thread" in caplog.text
+    assert "cannot be synced" in caplog.text
+    store.sync.flush()
+    assert len(csv_rows(store.settings, "events")) == 1
     store.sync.close()
 
 

@@ -16,10 +16,11 @@ import pytest
 import redis
 
 from ingest import FlushTimeout, Settings, TrainingDataStore
-from ingest.errors import SynapseUnavailable
+from ingest.errors import InvalidSetting, SynapseUnavailable
 from ingest.pipeline.accounting import account
 from ingest.pipeline.ledger import open_ledger
 from ingest.pipeline.partitions import DataPaths
+from ingest.pipeline.spool import Spool
 from ingest.pipeline.synapse import Shipper, StreamSource, marks_key, producers_key, stream_key
 from ingest.pipeline.writer import run_writers
 from ingest.records import new_record_id
@@ -59,6 +60,14 @@ def writing(settings: Settings, said: list[str] | None = None) -> Iterator[None]
         stop.set()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def leave_behind(settings: Settings, event_type: str) -> None:
+    """What a process leaves in the spool that died before its thread did anything."""
+    spool = Spool(settings, "events")
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    spool.append(msgspec.json.encode({"record_id": new_record_id(), "timestamp": now, "event_type": event_type}))
+    spool.close()
 
 
 def names(settings: Settings) -> list[object]:
@@ -278,11 +287,7 @@ os._exit(0)
 
 
 def test_the_writers_host_ships_what_dead_processes_left_in_its_own_spool(remote: Settings) -> None:
-    store = TrainingDataStore(remote)
-    store.sync._carrier = object()  # type: ignore[assignment]  # a process that died before its thread did anything
-    store.sync.store_agent_event("left behind")
-    store.sync._spools.pop("events").close()
-    store.sync._carrier = None
+    leave_behind(remote, "left behind")
     with writing(remote):
         wait_until(lambda: names(remote) == ["left behind"], "it is written")
 
@@ -331,15 +336,94 @@ def test_subscribers_get_every_record_from_now_on_or_from_behind_an_id(
 def test_an_unreachable_redis_is_named_without_its_password(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, redis_url="redis://user:secret@127.0.0.1:1/0")
     shipper = Shipper(settings, "events")
-    store = TrainingDataStore(settings)
-    store.sync._carrier = object()  # type: ignore[assignment]  # nobody else ships
-    store.sync.store_agent_event("x")
+    leave_behind(settings, "x")
     with pytest.raises(SynapseUnavailable, match=r"redis://\*\*\*@127.0.0.1:1") as caught:
         shipper.step()
     assert "secret" not in str(caught.value)
     shipper.close()
-    store.sync._carrier = None
-    store.sync.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:pa#ss@localhost", "redis://localhost?foo=bar", "redis://:pass@localhost:port"]
+)
+def test_an_address_that_cannot_be_parsed_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
+    settings = Settings(data_dir=tmp_path, redis_url=url)
+    leave_behind(settings, "x")
+    shipper = Shipper(settings, "events")
+    with pytest.raises(InvalidSetting, match="TDS_REDIS_URL=") as caught:
+        shipper.step()
+    assert "pa" not in str(caught.value).replace("password", "").replace("parse", "")
+    shipper.close()
+
+
+def test_entries_of_one_producer_that_redis_lost_are_resent_while_another_one_is_busy(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    agent.sync.store_agent_event("lost in redis")
+    wait_until(lambda: client.xlen(stream_key("events")) == 1, "it is in Redis")
+    client.xtrim(stream_key("events"), maxlen=0)
+    busy = TrainingDataStore(remote)
+    with writing(remote):
+        deadline = time.monotonic() + 10
+        while "lost in redis" not in names(remote):
+            assert time.monotonic() < deadline, "resent while the other one goes on"
+            busy.sync.store_agent_event("busy")
+            time.sleep(0.02)
+    busy.sync.close()
+
+
+def test_after_a_writer_has_stopped_others_may_ship_from_its_host(remote: Settings, agent: TrainingDataStore) -> None:
+    with writing(remote):
+        pass
+    agent.sync.store_agent_event("x")
+    with writing(msgspec.structs.replace(remote, spool_dir=remote.data_dir / "another spool")):
+        agent.sync.flush()
+    assert names(remote) == ["x"]
+
+
+def test_what_others_put_into_the_hashes_stops_nobody(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    client.hset(producers_key("events"), mapping={"x": "no json", "y": '{"offered":"many"}'})
+    client.hset(marks_key("events"), mapping={"x": "no number"})
+    with writing(remote):
+        agent.sync.store_agent_event("good")
+        agent.sync.flush()
+        wait_until(lambda: account(remote, "events").accepted == 1, "the counters came through")
+    assert names(remote) == ["good"]
+
+
+def test_flush_ends_in_time_with_a_redis_that_hangs(
+    remote: Settings, agent: TrainingDataStore, redis_server: RedisServer
+) -> None:
+    agent.sync.store_agent_event("x")
+    agent.sync.store_agent_task("x")
+    agent.sync.store_workflow_data("x")
+    redis_server.pause()
+    start = time.monotonic()
+    with pytest.raises(FlushTimeout):
+        agent.sync.flush(0.5)
+    took_s = time.monotonic() - start
+    redis_server.resume()
+    assert took_s < 2.5
+
+
+def test_a_subscriber_whose_record_is_trimmed_gets_all_that_is_left(
+    remote: Settings, agent: TrainingDataStore, client: redis.Redis
+) -> None:
+    key = stream_key("events")
+
+    async def listen() -> list[object]:
+        first = await agent.store_agent_event("trimmed")
+        wait_until(lambda: client.xlen(key) == 1, "it is in Redis")
+        client.xtrim(key, maxlen=0)
+        for n in range(5):
+            await agent.store_agent_event(f"event {n}")
+        wait_until(lambda: client.xlen(key) >= 1, "they are in Redis")
+        stream = agent.subscribe("events", after=first)
+        return [(await anext(stream))["event_type"] for _ in range(5)]
+
+    assert asyncio.run(asyncio.wait_for(listen(), 20)) == [f"event {n}" for n in range(5)]
 
 
 def test_the_counters_of_producers_are_published(

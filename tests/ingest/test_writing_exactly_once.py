@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -75,6 +75,37 @@ def test_records_of_many_days_go_to_their_days_in_one_batch(settings: Settings) 
         assert len(rows) == 3
     with open_ledger(DataPaths(settings.data_dir), "events") as ledger:
         assert list(ledger.files()) == days
+
+
+def test_a_batch_of_more_days_than_files_may_be_open_is_written_and_so_is_the_next_one(settings: Settings) -> None:
+    days = [(date(2024, 1, 1) + timedelta(days=n)).isoformat() for n in range(700)]
+    writer = Writer(settings, EVENTS)
+    before = os.dup(0)
+    for turn in range(2):
+        writer.write([Batch("p", 1 + 700 * turn, [line(day, f"{day}T00:00:00.000000Z") for day in days])])
+    after = os.dup(0)
+    writer.close()
+    os.close(before)
+    os.close(after)
+    assert types(settings) == [day for day in days for _ in range(2)]
+    assert after - before < 50, "descriptors are given out from the lowest: so many more are in use"
+
+
+def test_one_day_that_was_made_longer_does_not_stop_the_others_when_a_writer_starts(
+    settings: Settings, day_file: Path
+) -> None:
+    write(settings, line("a"))
+    day_file.write_bytes(day_file.read_bytes().replace(b'"a"', b'"a longer one"'))
+    write(settings, line("other", "2026-01-03T00:00:00.000000Z"), first=2)
+    assert DataPaths(settings.data_dir).training("events", "2026-01-03").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["2024-W20-3T00:00:00.000000Z", "2026-01-02T99:00:00.000000Z", "2026-01-02 whatever it is Z"]
+)
+def test_a_foreign_producers_time_in_another_form_makes_no_file_and_no_row(settings: Settings, name: str) -> None:
+    assert write(settings, line("x", name), line("good")) == 2
+    assert types(settings) == ["good"]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +269,30 @@ def test_a_day_file_of_the_old_store_is_imported_row_by_row_and_moved_away(setti
     assert moved.read_bytes().endswith(OLD_EVENTS.encode())
     with open_ledger(DataPaths(settings.data_dir), "events") as ledger:
         assert len(ledger.rejects(datetime.now(UTC).date().isoformat())) == 2
+
+
+def test_a_torn_row_in_the_middle_costs_that_row_alone_and_is_kept_as_it_stood(settings: Settings) -> None:
+    torn = 'evt-2-5,torn,a,,,cyrex,info,2025-03-05T00:00:00,"{""a"": \r\n'
+    good = "".join(f'evt-{n}-5,good,a,,,cyrex,info,2025-03-05T00:00:{n:02d},"{{""n"": {n}}}"\r\n' for n in range(30))
+    old_day_file(settings, "events", "2025-03-04", OLD_EVENTS[: OLD_EVENTS.index("evt-3")] + torn + good)
+    writer = Writer(settings, EVENTS)
+    writer.import_day_files()
+    writer.close()
+    assert types(settings).count("good") == 30
+    with open_ledger(DataPaths(settings.data_dir), "events") as ledger:
+        (reject,) = ledger.rejects(datetime.now(UTC).date().isoformat())
+    assert reject.line == torn.encode()
+
+
+def test_numbers_and_documents_of_the_old_store_that_json_does_not_know_become_null(settings: Settings) -> None:
+    row = 't-1,a,i,search,high,done,1,nan,2025-03-04T05:06:07,"{""x"": NaN, ""y"": [Infinity, 1]}",,\r\n'
+    old_day_file(settings, "tasks", "2025-03-04", row)
+    writer = Writer(settings, KINDS["tasks"])
+    assert writer.import_day_files() == 1
+    writer.close()
+    (task,) = csv_rows(settings, "tasks")
+    assert "execution_time_ms" not in task
+    assert task["input_data"] == {"x": None, "y": [None, 1]}
 
 
 def test_an_import_that_was_cut_off_goes_on_and_the_same_file_given_again_adds_nothing(
