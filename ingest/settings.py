@@ -89,11 +89,14 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     given = {name: _parser(name)(name, text) for name, text in texts.items() if text}
     given.setdefault("data_dir", Settings().data_dir.absolute())
     settings = Settings(**given)  # type: ignore[arg-type]  # each value was made for its field by its parser
-    if settings.spool_max_bytes < settings.spool_segment_bytes:
+    # A segment goes when it is written and a later one exists, and a record may be larger than a segment.
+    least = 2 * settings.spool_segment_bytes + settings.max_record_bytes
+    if settings.spool_max_bytes < least:
         raise _invalid(
             "spool_max_bytes",
             texts["spool_max_bytes"] or str(settings.spool_max_bytes),
-            f"room for one segment at least, TDS_SPOOL_SEGMENT_BYTES={settings.spool_segment_bytes}",
+            f"at least {least}: two of TDS_SPOOL_SEGMENT_BYTES={settings.spool_segment_bytes} and one of "
+            f"TDS_MAX_RECORD_BYTES={settings.max_record_bytes}",
         )
     return settings
 

@@ -26,7 +26,7 @@ TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0
 
 
 class DataPaths(msgspec.Struct, frozen=True):
-    """The files under one data folder (DESIGN: Kinds, files and formats). Days are `YYYY-MM-DD` texts."""
+    """The files under one data folder (docs/files.md). Days are `YYYY-MM-DD` texts."""
 
     root: Path
 

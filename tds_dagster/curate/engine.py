@@ -85,15 +85,19 @@ def open_engine(paths: DataPaths) -> Iterator[Engine]:
 
 @contextmanager
 def engine_errors(task: str) -> Iterator[None]:
-    """Turn DuckDB's errors into EngineFailed, which says what was being done."""
+    """Turn DuckDB's errors into EngineFailed, which says what was being done.
+
+    Only what is said about memory and disk is passed on: other messages may quote a record, and Dagster's event log
+    keeps what is raised.
+    """
     import duckdb
 
     try:
         yield
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as err:
+        raise EngineFailed(f"{task}: DuckDB gave up: {err}; run it again with more free disk or memory") from err
     except duckdb.Error as err:
-        raise EngineFailed(
-            f"{task}: DuckDB gave up: {err}; run it again, with more free disk or memory if that is what it lacks"
-        ) from err
+        raise EngineFailed(f"{task}: DuckDB gave up ({type(err).__name__}); run it again, or report it") from None
 
 
 def _memory_bytes() -> int:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from ingest import Settings
 from tests.parts import PROJECT, environment
 
-# Real runs are no part of the project: their tests are there only where the file is (DESIGN.md, 8).
+# Real runs are no part of the project: their tests are there only where the file is.
 AIRLINE_RUNS = PROJECT.parent / "shared" / "data" / "airline_runs.jsonl.gz"
 REAL_RUNS = ["test_airline_runs.py", "test_airline_through_synapse.py"]
 collect_ignore = [] if AIRLINE_RUNS.exists() else REAL_RUNS

@@ -1,0 +1,17 @@
+"""Turns the settings, the assets and their automation into the one set of definitions that Dagster loads."""
+
+import dagster as dg
+
+from ingest.settings import read_settings
+from tds_dagster.assets.daily import daily_definitions
+from tds_dagster.assets.raw import raw_specs
+from tds_dagster.automation.schedules import export_yesterday
+from tds_dagster.automation.sensors import rebuild_changed_days, report_changed_days
+
+defs = dg.Definitions(
+    assets=[*raw_specs(), *daily_definitions()],
+    schedules=[export_yesterday],
+    sensors=[report_changed_days, rebuild_changed_days],
+    resources={"settings": read_settings()},
+    executor=dg.in_process_executor,  # a process a step would cost 4 s, and a run here has one or two
+)
