@@ -36,7 +36,7 @@ def writer_alone(folder: Path, records: int) -> float:
     """Seconds that the embedded writer takes for a full spool, such as agents in other processes fill."""
     settings = Settings(data_dir=folder)
     spool = Spool(settings, "events")
-    calls = BlockingCalls(settings, lambda _: spool)
+    calls = BlockingCalls(settings, lambda _kind, line, coerced: bool(spool.append(line, coerced=coerced)))
     for _ in range(records):
         calls.store_agent_event("step", "agent-1", session_id="s-1", payload=PAYLOAD)
     spool.close()
