@@ -186,15 +186,16 @@ class TrainingDataStore:
         from tds_dagster.export import export_range  # the one edge upwards: the function that the asset calls
 
         self.sync.flush()
-        made = export_range(
-            DataPaths(self.settings.data_dir),
+        paths = DataPaths(self.settings.data_dir)
+        export_range(
+            paths,
             data_type,
             None if start_date is None else str(start_date),
             None if end_date is None else str(end_date),
             output=None if output_path is None else Path(output_path),
             keep_ranges=self.settings.keep_ranges,
         )
-        return made.path
+        return paths.latest_export(data_type) if output_path is None else Path(output_path)
 
     async def export_for_training_async(
         self,

@@ -20,7 +20,7 @@ from tds_dagster.curate.raw import open_raw
 from tds_dagster.partitions import DAILY
 
 EVERY_S = 15  # a late record is in its export within a minute; a tick over a year of days takes less than a second
-TODAY_EVERY_S = 900  # the present day changes all the time, and each report of it makes two runs a kind
+TODAY_EVERY_S = 3600  # the present day changes all the time, and each report makes two runs a kind, 150 KB of log each
 DAYS_A_TICK = 500  # what the daemon can store within a tick; the next tick takes the rest
 DATA_VERSION = "dagster/data_version"
 
@@ -89,7 +89,7 @@ def reports(paths: DataPaths, kind: str, day: str, version: str) -> list[dg.Asse
 
 @dg.sensor(
     name="report_changed_days",
-    description="Reports each raw day whose version changed: at once, the present day every 15 minutes.",
+    description="Reports each raw day whose version changed: at once, the present day once an hour.",
     minimum_interval_seconds=EVERY_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )

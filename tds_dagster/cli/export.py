@@ -52,12 +52,12 @@ def export_kind(
     checked_day("--start", start)
     checked_day("--end", end)
     from ingest.pipeline.partitions import DataPaths
-    from ingest.pipeline.writer import drain
     from ingest.settings import read_settings
+    from tds_dagster.cli.leftovers import write_leftovers
     from tds_dagster.export import export_range
 
     settings = read_settings()
-    drain(settings, [name])
+    write_leftovers(settings, [name])
     with progress() as advance:
         result = export_range(
             DataPaths(settings.data_dir), name, start, end,

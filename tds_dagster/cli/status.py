@@ -14,10 +14,10 @@ from ingest.pipeline.accounting import account
 from ingest.pipeline.ledger import open_ledger
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import SpooledProducer, spooled_heads
-from ingest.pipeline.writer import drain
 from ingest.records import KINDS, ingest_time, timestamp_text
 from ingest.settings import Settings, read_settings
 from tds_dagster.cli.arguments import JsonOption
+from tds_dagster.cli.leftovers import write_leftovers
 from tds_dagster.cli.output import Cell, duration_text, print_json, print_table, size_text
 
 EXAMPLE = "tds status"
@@ -73,7 +73,7 @@ def show_status(*, as_json: JsonOption = False) -> None:
     stored = exported + pending + duplicates + quarantined. If it does not add up, the exit code is 1.
     """
     settings = read_settings()
-    drain(settings, KINDS)
+    write_leftovers(settings, KINDS)
     status = read_status(settings)
     if as_json:
         print_json(status)

@@ -122,6 +122,13 @@ class _Build:
         self._line_numbers: Sequence[int] = []  # of each row of `source`
 
     def run(self) -> CuratedDay:
+        try:
+            return self._run()
+        finally:
+            for copy in self.engine.folder.glob("*.csv"):  # a range of a year would collect one for each day
+                copy.unlink()
+
+    def _run(self) -> CuratedDay:
         with engine_errors(f"{self.kind.name} {self.source.day}"):
             size = 0 if self.source.file is None else self.source.file.size
             if not size:
@@ -143,7 +150,7 @@ class _Build:
         connection = self.engine.connection
         header = self._load(file)
         connection.execute(sql.exclude_flawed(self.kind, header))
-        self._exclude_lenient_json(header)
+        self._exclude_doubtful_json(header)
         flawed = connection.execute("SELECT place, reason FROM excluded ORDER BY place").fetchall()
         self.reasons |= {self._line_numbers[place]: reason for place, reason in flawed}
         self.duplicates = self._count(sql.EXCLUDE_DUPLICATES)
@@ -185,11 +192,11 @@ class _Build:
             )
         return header
 
-    def _exclude_lenient_json(self, header: Sequence[str]) -> None:
+    def _exclude_doubtful_json(self, header: Sequence[str]) -> None:
         import orjson
 
         connection = self.engine.connection
-        suspects = connection.execute(sql.find_lenient_json(self.kind, header))
+        suspects = connection.execute(sql.find_doubtful_json(self.kind, header))
         refused: dict[int, str] = {}
         while suspect := suspects.fetchone():  # one at a time: a cell may have 16 MiB and more
             place, column, cell = suspect
@@ -253,9 +260,12 @@ def read_header(kind: Kind, file: Path, raw_file: Path) -> list[str]:
     known = {column.name for column in kind.columns}
     strange = [name for name in names if name not in known]
     if strange or not names or len(set(names)) != len(names):
-        shown = ", ".join(strange) if strange else repr(line[:80])
+        # A first line of mostly unknown names may be a record: it is not quoted, for what is raised is logged.
+        shown = f"unknown names in {len(strange)} of {len(names)} places" if strange else "a name twice, or no names"
+        if 0 < len(strange) * 2 < len(names):
+            shown = f"the unknown names {', '.join(strange)}"
         raise DamagedFile(
-            f"{raw_file}: the header has {shown} at byte 0; expected each column of {kind.name} at most once "
+            f"{raw_file}: the first line has {shown}; expected each column of {kind.name} at most once "
             f"({', '.join(column.name for column in kind.columns)}); correct the first line, or update this program"
         )
     return names

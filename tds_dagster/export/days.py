@@ -1,10 +1,11 @@
 """Brings many days of a kind up to date, one after the other: what did not change costs a look at its manifests."""
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
-from ingest.errors import TdsError
+from ingest.errors import EngineFailed, TdsError
 from ingest.pipeline.partitions import DataPaths, parse_day
 from ingest.records import kind_named
 from tds_dagster.curate.day import CuratedDay, curate_day
@@ -16,6 +17,9 @@ from tds_dagster.export.shard import export_day
 Stage = Literal["curated", "exports"]
 Progress = Callable[[str, int, int], None]  # the day, how many are done, how many there are
 BuiltDay = tuple[str, CuratedDay | None, Shard | None, TdsError | None]
+
+
+_ON_ALL_DAYS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE}  # a full disk does not get better with the next day
 
 
 def build_days(
@@ -54,6 +58,10 @@ def _build_days(
                     shard = export_day(paths, kind, day, raw_days=raw_days, engine=engine)
             except TdsError as err:
                 error = err
+            except OSError as err:
+                if err.errno in _ON_ALL_DAYS:
+                    raise
+                error = EngineFailed(f"{kind} {day}: {err}; see to that file and run it again")
             if progress is not None:
                 progress(day, done, len(days))
             yield day, curated, shard, error

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from ingest.errors import SourceMissing, Unbalanced
+from ingest.errors import DamagedFile, SourceMissing, Unbalanced
 from ingest.pipeline.partitions import DataPaths, day_range, manifest_of, parse_day, replacing, sync_folder, today
 from ingest.records import SCHEMA_VERSION, kind_named
 from tds_dagster.curate.artifacts import (
@@ -110,7 +110,7 @@ def write_range(
     `training/<kind>_training.jsonl` becomes the same file, `output` gets a copy, and of a kind's range files the
     `keep_ranges` latest stay. If the same shards were written before, that file is kept. `failed` are days left out.
 
-    Raises SourceMissing if a shard is gone.
+    Raises SourceMissing if a shard is gone, DamagedFile if one was changed by somebody else.
     """
     day_range(start, end)
     kind_named(kind)
@@ -150,11 +150,19 @@ def _write(
     with replacing(target) as out:
         for shard in shards:
             present, source = _open_shard(paths, shard)
+            of_shard = hashlib.sha256()
             with source:
                 while chunk := source.read(CHUNK_BYTES):
                     out.write(chunk)
                     digest.update(chunk)
+                    of_shard.update(chunk)
                     size += len(chunk)
+            if of_shard.hexdigest() != present.sha256:
+                drop_manifest(present.path)  # so that the next export builds it again
+                raise DamagedFile(
+                    f"{present.path}: its content is not what its manifest says, somebody changed it; "
+                    "the range file was not replaced: run the export again, which builds the day anew"
+                )
             written.append(present)
         drop_manifest(target)
     export = msgspec.structs.replace(

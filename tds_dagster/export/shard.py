@@ -69,6 +69,8 @@ def export_day(
             return current
         if raw_days is None:
             raw_days = stack.enter_context(open_raw(paths, kind))
+        else:
+            raw_days.refresh()  # another process may have curated it from rows that came after our look at the ledger
         return _build(raw_days, curated, engine or stack.enter_context(open_engine(paths)))
 
 
@@ -152,7 +154,7 @@ def select_lines(kind: Kind) -> str:
     """Query each row of a Parquet file ($1) as a JSON line with its line feed, in the file's order."""
     keys = [f'{"," if place else "{"}"{column.name}":' for place, column in enumerate(kind.columns)]
     parts = ", ".join(f"'{key}', {_json(column)}" for key, column in zip(keys, kind.columns, strict=True))
-    return f"SELECT concat({parts}, '}}' || chr(10)) AS line FROM read_parquet($1)"
+    return f"SELECT concat({parts}, '}}' || chr(10)) AS line FROM read_parquet($1, hive_partitioning = false)"
 
 
 def _json(column: Column) -> str:

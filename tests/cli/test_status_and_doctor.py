@@ -10,6 +10,7 @@ import pytest
 from typer.testing import Result
 
 from ingest import Settings, TrainingDataStore
+from ingest.pipeline.partitions import DataPaths
 from ingest.records import KINDS
 from tds_dagster.cli.doctor import Diagnosis
 from tds_dagster.cli.status import KindStatus, Status
@@ -232,3 +233,23 @@ def test_a_variable_that_is_no_setting_is_a_warning(tds: Tds, monkeypatch: pytes
     monkeypatch.setenv("TDS_DATA_DIRECTORY", "/data")
     state, found, _ = findings(tds, 0)["variables"]
     assert (state, "TDS_DATA_DIRECTORY" in found) == ("warning", True)
+
+
+def test_a_damaged_day_keeps_status_and_the_export_of_other_days_from_nothing(
+    tds: Tds, settings: Settings, store: TrainingDataStore
+) -> None:
+    for day in ("2024-05-14", "2024-05-15"):
+        store.sync.store_agent_event("e", timestamp=f"{day}T08:00:00Z")
+    store.sync.flush()
+    store.sync.close()
+    damaged = DataPaths(settings.data_dir).training("events", "2024-05-15")
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    leave_in_spool(settings, 1)
+    shown = tds("status")
+    assert "what waits in the spool is not written now" in shown.stderr
+    assert "2024-05-15.csv: ends at byte" in shown.stderr
+    assert "events" in shown.stdout
+    done = tds("export", "events", "--start", "2024-05-14", "--end", "2024-05-14")
+    assert done.exit_code == 0, done.stderr
+    done = tds("export", "events", "--start", "2024-05-14", "--end", "2024-05-15", "--allow-missing")
+    assert done.exit_code == 0, done.stderr
