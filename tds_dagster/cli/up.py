@@ -8,6 +8,7 @@ dying ends the rest. A run that is cut off by the end of the tree, or by that of
 start, and Dagster's run retries then start it again: automation asks for a changed day only once.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -180,10 +181,10 @@ class _Child:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    def start_when_due(self) -> None:
-        """Start it if it does not run and its pause is over."""
+    def start_when_due(self) -> bool:
+        """Start it if it does not run and its pause is over; whether it was started."""
         if self._process is not None or time.monotonic() < self._start_at:
-            return
+            return False
         make_folder(self.log.parent)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".1.log"))
@@ -198,6 +199,7 @@ class _Child:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        return True
 
     def ended(self) -> int | None:
         """The exit code if it has died since it was last asked; what it had started is ended too."""
@@ -252,6 +254,33 @@ class _Child:
         return True
 
 
+class _Guard:
+    """The process that ends the tree's groups if this one is killed (`guard`)."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tds_dagster.cli.guard"],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is not for it
+        )
+
+    def watch(self, group: int | None) -> None:
+        self._say(str(group))
+
+    def dismiss(self) -> None:
+        """Nothing is left to end."""
+        self._say("done")
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._process.wait()
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # somebody ended it: then nobody watches, and that is all
+            print(line, file=self._process.stdin, flush=True)
+
+
 class _Tree:
     """The children, from their start to the end of the last one."""
 
@@ -263,6 +292,7 @@ class _Tree:
         self._url = f"http://{shown}:{port}"
         self._redis = settings.redis_url_without_password
         self._data = settings.data_dir
+        self._guard = _Guard()
 
     def run(self, stop: threading.Event) -> int:
         """Start, watch until `stop` is set or a child cannot run, end all; gives the exit code."""
@@ -275,6 +305,7 @@ class _Tree:
         finally:
             for child in self._children:
                 child.kill()
+            self._guard.dismiss()
         self._report("stopped")
         return code
 
@@ -285,7 +316,8 @@ class _Tree:
                 code = child.ended()
                 if code is not None and not self._may_start_again(child, code):
                     return 1
-                child.start_when_due()
+                if child.start_when_due():
+                    self._guard.watch(child.pid)
             if not answers:
                 answers = _is_answering(self._url)
                 if answers:

@@ -44,6 +44,16 @@ def test_it_answers_starts_a_dead_child_again_refuses_a_second_tree_and_leaves_n
     assert platform.told().endswith("stopped\n")
 
 
+def test_killed_it_leaves_nothing_behind_that_would_run_beside_the_next_one(settings: Settings) -> None:
+    platform = Platform(settings)
+    platform.start()
+    groups = set(platform.children().values())
+    assert len(groups) == 3
+    platform.process.kill()
+    platform.process.wait()
+    wait_until(lambda: alive_in(groups) == [], "all of the tree is gone", 30)
+
+
 def test_a_child_that_keeps_dying_ends_it_with_what_the_child_said(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
