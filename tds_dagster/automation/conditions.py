@@ -11,12 +11,15 @@ def when_its_source_changed() -> Condition:
     `eager()` looks at the latest days only, and a late record belongs to an old one. A change is seen for one
     tick; `since` keeps it until the day is asked for, so that a change during a run is not lost. A day that was
     reported before the first evaluation, or was never built while its source is there, has no change to see: the
-    two terms with `missing` stand for it.
+    two terms with `missing` stand for it. A day whose run failed is asked for again every half hour: its change was
+    seen and asked for, and nothing else would bring it back.
     """
     changed = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
     buildable = dg.AutomationCondition.missing() & ~dg.AutomationCondition.any_deps_missing()
     at_first_sight = dg.AutomationCondition.initial_evaluation() & buildable
-    wanted = changed | buildable.newly_true() | at_first_sight
+    half_hour: Condition = dg.AutomationCondition.cron_tick_passed("*/30 * * * *")
+    once_more = dg.AutomationCondition.execution_failed() & half_hour
+    wanted = changed | buildable.newly_true() | at_first_sight | once_more
     asked_for = dg.AutomationCondition.newly_requested()
     return (wanted.since(asked_for) & ~dg.AutomationCondition.in_progress()).with_label("its source changed")
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from ingest import Settings, TrainingDataStore
+from ingest.pipeline.partitions import DataPaths
 from tds_dagster.automation.schedules import BUILT
 from tds_dagster.definitions import defs
 from tests.platform.dagster_parts import days_from, report_raw, run_days, store_day
@@ -21,10 +23,10 @@ class Automation:
         self._instance, self._settings = instance, settings
         self._cursor: dg.AutomationConditionCursor | None = None
 
-    def tick(self) -> set[str]:
+    def tick(self, moment: datetime | None = None) -> set[str]:
         """One evaluation; gives `<asset> <day>` of all that is asked for."""
         result = dg.evaluate_automation_conditions(
-            defs=defs, instance=self._instance, asset_selection=BUILT, cursor=self._cursor
+            defs=defs, instance=self._instance, asset_selection=BUILT, cursor=self._cursor, evaluation_time=moment
         )
         self._cursor = result.cursor
         return {
@@ -88,6 +90,31 @@ def test_a_change_during_a_run_is_asked_for_after_it(
         assert automation.tick() == set()
         assert automation.tick() == set()
     assert automation.tick() == {f"curated/events {LATE}"}
+
+
+def test_a_late_record_whose_run_failed_is_asked_for_again_within_half_an_hour(
+    store: TrainingDataStore, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    store_day(store, LATE, rows=1)
+    _, cursor = report_raw(instance, settings)
+    assert run_days(instance, settings, [LATE], "curated/events", "exports/events").success
+    automation, now = Automation(instance, settings), datetime.now(UTC).replace(minute=1)
+    assert automation.tick(now) == set()
+    store_day(store, LATE, rows=1)
+    report_raw(instance, settings, cursor)
+    assert automation.tick(now) == {f"curated/events {LATE}"}
+
+    raw = DataPaths(settings.data_dir).training("events", LATE)
+    content = raw.read_bytes()
+    raw.write_bytes(content[:-5])
+    assert not run_days(instance, settings, [LATE], "curated/events").success
+    raw.write_bytes(content)
+    assert automation.tick(now + timedelta(minutes=10)) == set()
+    asked = automation.tick(now + timedelta(minutes=32))
+    assert asked == {f"curated/events {LATE}"}
+    automation.build(asked)
+    assert automation.tick(now + timedelta(minutes=33)) == {f"exports/events {LATE}"}
+    assert automation.tick(now + timedelta(minutes=64)) == set()
 
 
 @contextmanager
