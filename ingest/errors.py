@@ -6,6 +6,7 @@
     ├── InvalidSetting         a TDS_* variable holds a value that cannot be used
     ├── InvalidRange           dates that are no dates, or that are swapped
     ├── InvalidLog             a log given to an import is not in the format that it was said to be in
+    ├── MissingExtra           a package of an extra is asked for and not installed
     ├── NotAccepted            TDS_ON_FULL=raise and the spool cannot take the record
     ├── FlushTimeout           records are still on their way when the time is over
     ├── WriterBusy             another process writes this kind already
@@ -43,6 +44,18 @@ class InvalidRange(TdsError, ValueError):
 
 class InvalidLog(TdsError, ValueError):
     """A log given to an import is not in the format that it was said to be in."""
+
+
+class MissingExtra(TdsError, ImportError):
+    """A package of an extra is asked for and not installed."""
+
+    def __init__(self, package: str | None) -> None:
+        """`package` is the name that could not be imported."""
+        super().__init__(
+            f"the package {package} is not installed: expected the platform extra for this; "
+            "pip install 'training-data-store[platform]'",
+            name=package,
+        )
 
 
 class NotAccepted(TdsError):

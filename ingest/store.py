@@ -11,13 +11,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.calls import BlockingCalls, asynchronous, beside_the_loop
-from ingest.errors import FlushTimeout
+from ingest.errors import FlushTimeout, MissingExtra
 from ingest.pipeline.carrier import Carrier
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import Spool, spooled_heads
@@ -86,8 +87,12 @@ class BlockingStore(BlockingCalls):
         deadline = time.monotonic() + timeout
         while waiting := self._waiting(heads, deadline):
             if time.monotonic() >= deadline:
+                redis = self._settings.redis_url_without_password
+                expected = (
+                    "a writer that keeps up" if redis is None else f"Redis at {redis}, and `tds writer` behind it"
+                )
                 raise FlushTimeout(
-                    f"{waiting} are not written after {timeout} s: expected a writer that keeps up; "
+                    f"{waiting} are not written after {timeout} s: expected {expected}; "
                     "nothing is lost, see `tds status` and `tds doctor`"
                 )
             self._running_carrier().wake()
@@ -183,7 +188,8 @@ class TrainingDataStore:
         use `export_for_training_async`. Needs the `platform` extra. Raises UnknownKind, InvalidRange, FlushTimeout, or
         Unbalanced naming the days that do not add up.
         """
-        from tds_dagster.export import export_range  # the one edge upwards: the function that the asset calls
+        with _platform_extra():
+            from tds_dagster.export import export_range  # the one edge upwards: the function that the asset calls
 
         self.sync.flush()
         paths = DataPaths(self.settings.data_dir)
@@ -214,9 +220,10 @@ class TrainingDataStore:
 
         Without dates: all days. Raises UnknownKind or InvalidRange. Needs the `platform` extra.
         """
-        import pandas as pd  # a third of a second to import
+        with _platform_extra():
+            import pandas as pd  # a third of a second to import
 
-        from ingest.reading import read_table
+            from ingest.reading import read_table
 
         return read_table(self.settings, data_type, start_date, end_date).to_pandas(types_mapper=pd.ArrowDtype)
 
@@ -224,9 +231,10 @@ class TrainingDataStore:
         self, data_type: str, *, start_date: date | str | None = None, end_date: date | str | None = None
     ) -> "pads.Dataset":
         """A kind's written rows of these days as a pyarrow Dataset, read into memory; else as `load`."""
-        import pyarrow.dataset as pads  # 80 ms to import
+        with _platform_extra():
+            import pyarrow.dataset as pads  # 80 ms to import
 
-        from ingest.reading import read_table
+            from ingest.reading import read_table
 
         return pads.dataset(read_table(self.settings, data_type, start_date, end_date))
 
@@ -242,6 +250,15 @@ class TrainingDataStore:
 
 
 _process_store: TrainingDataStore | None = None
+
+
+@contextmanager
+def _platform_extra() -> Iterator[None]:
+    """Around imports of packages that agents do without. Raises MissingExtra."""
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        raise MissingExtra(err.name) from err
 
 
 def get_training_data_store() -> TrainingDataStore:

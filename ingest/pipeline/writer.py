@@ -155,12 +155,15 @@ def run_writers(
     """Write the kinds until `stop` is set: from Synapse, or from the spool where TDS_REDIS_URL is not set.
 
     With Synapse, what dead processes left in this host's spool is shipped as well. A kind that another process writes
-    is stood by for, and taken over when that one ends; with `wait=False` WriterBusy is raised instead.
+    is stood by for, and taken over when that one ends; with `wait=False` WriterBusy is raised instead. Raises OSError
+    for a data folder that cannot be written.
     """
     writers = [KindWriter(settings, kind) for kind in kinds]
     try:
         if not wait:
             _acquire_all(writers)
+        for writer in writers:
+            writer.lock.acquire()  # here, so that a folder that cannot be written is the caller's to hear of
         threads = [
             threading.Thread(target=_serve, args=(settings, writer, stop, report), name=f"tds-writer-{writer.kind}")
             for writer in writers

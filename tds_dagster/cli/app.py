@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ingest.errors import InvalidRange, TdsError, UnknownKind
+from ingest.errors import InvalidRange, MissingExtra, TdsError, UnknownKind
 from tds_dagster.cli import demo, doctor, export, import_log, serve, status, tail, writer
 
 _USAGE_ERRORS = (InvalidRange, UnknownKind)
@@ -44,6 +44,10 @@ class Commands(_QuickHelp, TyperGroup):
             raise _failed(str(err), 2) from err
         except TdsError as err:
             raise _failed(str(err), 1) from err
+        except ModuleNotFoundError as err:
+            if (err.name or "").partition(".")[0] in {"ingest", "tds_dagster"}:
+                raise  # not a package that somebody could install
+            raise _failed(str(MissingExtra(err.name)), 1) from err
         except OSError as err:
             raise _failed(_os_error_text(err), 1) from err
         except sqlite3.Error as err:

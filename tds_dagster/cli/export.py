@@ -66,7 +66,7 @@ def export_kind(
     for day, reason in result.failed.items():
         print_warning(f"{name} {day} is left out: {reason}")
     if result.rows == 0:
-        print_warning(f"no {name} from {result.start} to {result.end}; `tds status` shows which days have data")
+        print_warning(f"no {name} from {result.start} to {result.end}; `tds status --json` has the first and last day")
     if as_json:
         print_json(
             Exported(

@@ -38,6 +38,8 @@ async def _follow(kind: str, after: str | None) -> None:
     from ingest.settings import read_settings
 
     store = TrainingDataStore(read_settings())
+    source = store.settings.redis_url_without_password or store.settings.data_dir
+    sys.stderr.write(f"waiting for {kind} in {source}; Ctrl-C ends it\n")
     try:
         async for record in store.subscribe(kind, after=after):
             sys.stdout.write(msgspec.json.encode(record).decode() + "\n")

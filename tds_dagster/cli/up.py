@@ -347,9 +347,7 @@ class _Tree:
 
     def _welcome(self) -> str:
         return (
-            f"Dagster UI  {self._url}\n"
-            f"lineage     {self._url}/locations/{DEFINITIONS}/asset-groups/exports/lineage\n"
-            f"logs        {self._children[0].log.parent}"
+            f"Dagster UI  {self._url}\nlineage     {self._url}/asset-groups\nlogs        {self._children[0].log.parent}"
         )
 
 

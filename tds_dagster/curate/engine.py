@@ -96,6 +96,10 @@ def engine_errors(task: str) -> Iterator[None]:
         yield
     except (duckdb.OutOfMemoryException, duckdb.IOException) as err:
         raise EngineFailed(f"{task}: DuckDB gave up: {err}; run it again with more free disk or memory") from err
+    except RuntimeError as err:
+        if "interrupted" in str(err).lower():
+            raise KeyboardInterrupt from None  # DuckDB's way of saying Ctrl-C
+        raise
     except duckdb.Error as err:
         raise EngineFailed(f"{task}: DuckDB gave up ({type(err).__name__}); run it again, or report it") from None
 

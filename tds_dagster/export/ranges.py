@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from ingest.errors import DamagedFile, SourceMissing, Unbalanced
+from ingest.errors import DamagedFile, InvalidRange, SourceMissing, Unbalanced
 from ingest.pipeline.partitions import DataPaths, day_range, manifest_of, parse_day, replacing, sync_folder, today
 from ingest.records import SCHEMA_VERSION, kind_named
 from tds_dagster.curate.artifacts import (
@@ -69,17 +69,24 @@ def export_range(
 def default_range(paths: DataPaths, kind: str, start: str | None, end: str | None) -> tuple[str, str]:
     """The range that is meant: what is not given is the first day with data, and yesterday (UTC).
 
-    Raises UnknownKind, and InvalidRange if a given day is none or the two are swapped.
+    Where data begins today, today is meant: who has just stored the first records wants to see them. Raises
+    UnknownKind, and InvalidRange if a given day is none, if the two are swapped, or if the end lies in the future.
     """
     kind_named(kind)
     for name, day in (("start", start), ("end", end)):
         if day is not None:
             parse_day(name, day)
-    yesterday = (today() - timedelta(days=1)).isoformat()
-    last = end if end is not None else max(yesterday, start or "")
+    if end is not None and end > (today() + timedelta(days=1)).isoformat():
+        raise InvalidRange(
+            f"end={end}: expected tomorrow (UTC) at the latest, no record is filed later; correct the date"
+        )
+    first = None
     if start is None:
         with open_raw(paths, kind) as raw_days:
-            start = min(raw_days.first_day_with_rows() or last, last)
+            first = raw_days.first_day_with_rows()
+    yesterday = (today() - timedelta(days=1)).isoformat()
+    last = end if end is not None else max(yesterday, start or first or "")
+    start = start if start is not None else min(first or last, last)
     day_range(start, last)
     return start, last
 

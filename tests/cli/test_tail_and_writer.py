@@ -35,7 +35,8 @@ def test_tail_prints_a_line_a_record_behind_an_id_and_goes_on_live(
     assert (line["record_id"], line["payload"]) == (later, {"n": 9})
     tail.send_signal(signal.SIGINT)
     out, err = tail.communicate(timeout=20)
-    assert (tail.returncode, out, err) == (0, "", "")
+    assert (tail.returncode, out) == (0, "")
+    assert err == f"waiting for events in {settings.data_dir}; Ctrl-C ends it\n"
 
 
 def test_tail_ends_quietly_when_its_reader_has_seen_enough(store: TrainingDataStore, start_tds: StartTds) -> None:
@@ -51,7 +52,7 @@ def test_tail_ends_quietly_when_its_reader_has_seen_enough(store: TrainingDataSt
     store.sync.flush()
     assert tail.wait(20) == 0
     assert tail.stderr is not None
-    assert not tail.stderr.read()
+    assert len(tail.stderr.read().splitlines()) == 1, "that it waits, and nothing else"
 
 
 def test_tail_follows_synapse(settings: Settings, redis_server: RedisServer, start_tds: StartTds) -> None:
@@ -116,3 +117,14 @@ def test_a_writer_of_one_kind_leaves_the_others_alone(settings: Settings, start_
     start_tds("writer", "tasks", "tasks")
     wait_until(lambda: is_written(settings, "tasks"), "the writer is at work")
     assert not is_written(settings, "events")
+
+
+def test_a_writer_that_cannot_write_the_data_folder_says_so_and_exits_with_1(
+    settings: Settings, start_tds: StartTds
+) -> None:
+    settings.data_dir.write_text("in the way")
+    writer = start_tds("writer")
+    out, err = writer.communicate(timeout=20)
+    assert writer.returncode == 1
+    assert "\nError: " in err
+    assert "Traceback" not in out + err

@@ -2,14 +2,15 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ingest import TrainingDataStore
-from ingest.errors import DamagedFile
-from ingest.pipeline.partitions import DataPaths
+from ingest.errors import DamagedFile, InvalidRange, MissingExtra
+from ingest.pipeline.partitions import DataPaths, today
 from tds_dagster.curate import curate_day
 from tds_dagster.export import export_range
 from tests.stages.conftest import DAY, RawStore
@@ -99,3 +100,29 @@ def test_export_for_training_gives_the_path_of_the_old_store_or_the_one_asked_fo
     asked = store.export_for_training("events", output_path=tmp_path / "mine.jsonl", start_date=DAY, end_date=DAY)
     assert asked == tmp_path / "mine.jsonl"
     assert asked.read_bytes() == latest.read_bytes()
+
+
+def test_where_data_begins_today_the_default_range_is_today(raw_store: RawStore) -> None:
+    present = today().isoformat()
+    raw_store.store("events", raw_store.record("events", timestamp=f"{present}T00:00:00.000000Z"), day=present)
+    export = export_range(raw_store.paths, "events")
+    assert (export.start, export.end, export.rows) == (present, present, 1)
+
+
+def test_an_end_in_the_future_is_refused_and_nothing_is_built(raw_store: RawStore) -> None:
+    raw_store.store("events", raw_store.record("events"))
+    with pytest.raises(InvalidRange, match="end=2199-01-01: expected tomorrow"):
+        export_range(raw_store.paths, "events", DAY, "2199-01-01")
+    assert not (raw_store.paths.root / "exports").exists()
+
+
+def test_what_needs_the_platform_extra_says_so_where_it_is_not_installed(
+    store: TrainingDataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.sync.store_agent_event("x")
+    for package in ("duckdb", "pandas", "pyarrow"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for module in [name for name in sys.modules if name.startswith(("tds_dagster", "ingest.reading", "pyarrow."))]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(MissingExtra, match=r"training-data-store\[platform\]"):
+        store.load("events")

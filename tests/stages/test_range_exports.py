@@ -199,7 +199,7 @@ def test_by_default_the_range_is_from_the_first_day_with_data_to_yesterday(
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
     [
-        (None, None, ("2024-05-12", "2024-05-12")),
+        (None, None, ("2024-05-13", "2024-05-13")),
         ("2024-05-13", None, ("2024-05-13", "2024-05-13")),
         (None, "2024-04-01", ("2024-04-01", "2024-04-01")),
         ("2024-05-01", None, ("2024-05-01", "2024-05-12")),
