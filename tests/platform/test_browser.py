@@ -5,15 +5,18 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from ingest import Settings
 from ingest.pipeline.partitions import DataPaths
 from ingest.records import KINDS
-from tds_dagster.export import export_range
+from ingest.settings import child_environment
 from tests.parts import PROJECT, skip_unless_required
 from tests.platform.dagster_parts import last_days, paths_of
 from tests.platform.tree_parts import Platform
@@ -62,7 +65,7 @@ def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
-def test_seven_days_chosen_in_the_dialog_become_the_file_that_the_export_function_writes(
+def test_seven_days_chosen_in_the_dialog_become_the_file_that_tds_export_writes(
     platform: Platform, page: Page, pictures: Path, tmp_path: Path
 ) -> None:
     start, end = DAYS[0], DAYS[-1]
@@ -100,14 +103,19 @@ def test_seven_days_chosen_in_the_dialog_become_the_file_that_the_export_functio
 
 
 def exported_elsewhere(platform: Platform, folder: Path, start: str, end: str) -> bytes:
-    """The same range from a copy of the raw files and their ledger, curated and exported there from the beginning."""
+    """What `tds export` writes of the same range from a copy of the raw files, curated anew from the beginning."""
     paths = DataPaths(folder / "copy")
     shutil.copytree(platform.settings.data_dir / "training" / "events", paths.root / "training" / "events")
     paths.state.mkdir(parents=True)
     for file in paths_of(platform.settings).state.glob("events.sqlite*"):
         shutil.copy(file, paths.state)
     output = folder / "elsewhere.jsonl"
-    export_range(paths, "events", start, end, output=output)
+    subprocess.run(
+        [Path(sys.executable).with_name("tds"), "export", "events", "--start", start, "--end", end, "--out", output],
+        env=child_environment(Settings(data_dir=paths.root)),
+        check=True,
+        capture_output=True,
+    )
     return output.read_bytes()
 
 
