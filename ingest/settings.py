@@ -55,8 +55,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     synapse_retention: int = 3600
     # Dagster's storage; unset: SQLite under the data folder.
     dagster_postgres_url: str | None = None
-    # Conversation history; unset: SQLite under the data folder.
-    postgres_url: str | None = None
     # For tests: kill this process at the named step of the write path.
     failpoint: str | None = None
 
@@ -202,7 +200,6 @@ def _url(name: str, text: str) -> str:
 _CHOICES = {"spool_sync": SpoolSync, "on_full": OnFull}
 _SCHEMES = {
     "redis_url": ("redis", "rediss", "unix"),
-    "postgres_url": ("postgresql", "postgres"),
     "dagster_postgres_url": ("postgresql", "postgres"),
 }
 _PARSERS: dict[str, Callable[[str, str], object]] = {

@@ -38,7 +38,6 @@ def test_every_variable_reaches_its_field() -> None:
             "TDS_KEEP_RANGES": "3",
             "TDS_SYNAPSE_RETENTION": " 60 ",
             "TDS_DAGSTER_POSTGRES_URL": "postgresql://u@db/dagster",
-            "TDS_POSTGRES_URL": "postgres://u@db/agents",
             "TDS_FAILPOINT": "appended",
         }
     ) == Settings(
@@ -56,7 +55,6 @@ def test_every_variable_reaches_its_field() -> None:
         keep_ranges=3,
         synapse_retention=60,
         dagster_postgres_url="postgresql://u@db/dagster",
-        postgres_url="postgres://u@db/agents",
         failpoint="appended",
     )
 
@@ -103,7 +101,7 @@ def test_a_size_may_carry_a_unit(text: str, size: int) -> None:
         ("TDS_KEEP_RANGES", "0", "1 or more"),
         ("TDS_SYNAPSE_RETENTION", "1h", "a whole number of 0 or more"),
         ("TDS_REDIS_URL", "localhost:6379", "redis:// or rediss:// or unix://"),
-        ("TDS_POSTGRES_URL", "mysql://db", "postgresql:// or postgres://"),
+        ("TDS_DAGSTER_POSTGRES_URL", "mysql://db", "postgresql:// or postgres://"),
         ("TDS_DAGSTER_POSTGRES_URL", "db", "postgresql:// or postgres://"),
         ("TDS_DATA_DIR", "~nobody-of-that-name/x", "a folder whose ~user exists"),
     ],
@@ -144,7 +142,7 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
 
 
 def test_no_password_reaches_a_log_or_a_message() -> None:
-    settings = Settings(redis_url="redis://u:secret@h", postgres_url="postgresql://u:secret@h")
+    settings = Settings(redis_url="redis://u:secret@h", dagster_postgres_url="postgresql://u:secret@h")
     assert "secret" not in repr(settings)
     assert "redis://***@h" in repr(settings)
     assert settings.redis_url_without_password == "redis://***@h"
