@@ -43,11 +43,11 @@ lock: $(VENV)/.locked ## resolve pyproject.toml into requirements/dev.txt; ARGS=
 		--no-emit-index-url --no-emit-find-links --quiet $(ARGS)
 	@echo "requirements/dev.txt is up to date; make install takes it from there"
 
-bench: install ## measure imports, calls and the writer against named peers; two minutes
+bench: install ## measure the write path against named peers; ten minutes; ARGS="--write" keeps the page
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv, caches and build output; data/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find $(wildcard $(SOURCES)) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Three stamps, so that a half-finished step is done again and a finished one never is.
