@@ -98,7 +98,7 @@ def make_day(root: Path, rows: int) -> None:
             second = f"{DAY}T{number * 86_400 // rows // 3600:02d}:{number % 3600 // 60:02d}:{number % 60:02d}"
             record = {"record_id": new_record_id(), "timestamp": f"{second}.000000Z", "event_type": "message"}
             line = msgspec.json.encode({**record, "agent_id": f"agent-{number % 500}", "payload": payload})
-            out.write(KIND.csv_row(KIND.decoder.decode(line), escaped=b"\\" in line).encode())
+            out.write(KIND.csv_rows([KIND.decoder.decode(line)], escaped=b"\\" in line)[0].encode())
     status = path.stat()
     with open_ledger(paths, KIND.name) as ledger:
         ledger.commit(Commit(files={DAY: CommittedFile(status.st_size, rows, "1", status.st_mtime_ns)}))

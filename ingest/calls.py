@@ -1,48 +1,83 @@
-"""Turns the arguments of the five calls into records in the spool: the hot path, blocking but for microseconds.
+"""Turns the arguments of the five calls into records in the spool: the hot path.
 
-`BlockingCalls` is the blocking twin of `TrainingDataStore`, whose calls are made from these, so that parameters and
-defaults stand here once. They are those of the store that ours replaces, in its order; what is not given is null.
+The calls are written once, as coroutines that never suspend; `blocking` makes the twins for code without an event
+loop. Parameters and defaults are those of the store that ours replaces, in its order; what is not given is null.
 
-A call builds the kind's struct and has msgspec encode it. The types of its ids, texts and numbers are looked up as one
-tuple in the set of those that need no care, so that a call pays one hash for all its checks. Only a new combination is
-examined, and only a document that msgspec refuses takes the slow way of `coercion`.
+A call builds the kind's struct, has msgspec encode it and appends the line to the spool. What a column does not take
+as it is, and a document that msgspec refuses, take the slow way of `coercion`.
 """
 
 import functools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 import msgspec
 
 from ingest.coercion import plain_document, plain_numbers, plain_texts
 from ingest.errors import InvalidRecord, shown
+from ingest.pipeline.spool import Spool
 from ingest.records import KINDS, Kind, keyed_record_id, kind_named, new_record_id, now_text, timestamp_text
-from ingest.settings import Settings
-
-if TYPE_CHECKING:
-    from ingest.store import TrainingDataStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _EVENTS, _TASKS, _TOOLS = KINDS["events"], KINDS["tasks"], KINDS["tool_executions"]
 _WORKFLOWS, _FEEDBACK = KINDS["workflows"], KINDS["feedback"]
-_INTEGER_LIMIT = 2**63  # what an integer column holds in Parquet, SQL and JSON readers
 _DEEP = 900  # with fewer brackets nothing is nested too deep: decoders stop at 997 levels
+_LINE_FEED = 10  # as a number: looked for as b"\n" it takes 200 ns, of which an inner exception is the most
 _encode = msgspec.json.Encoder().encode
 
 
-class BlockingCalls:
-    """The calls for code without an event loop. They wait only where TDS_SPOOL_SYNC or TDS_ON_FULL says so."""
+class Recorder:
+    """Puts records into the spools of one process."""
 
-    def __init__(self, settings: Settings, append: Callable[[str, bytes, bool], bool]) -> None:
-        """`append` puts a kind's record, as JSON, into the spool; the flag says whether it was coerced."""
-        self._settings = settings
-        self._append_line = append
-        self._plain: dict[str, set[tuple[type, ...]]] = {name: set() for name in KINDS}
+    def __init__(self, open_spool: Callable[[str], Spool]) -> None:
+        """`open_spool` gives a kind's spool, a new one where there is none or the former one is closed."""
+        self.spools: dict[str, Spool] = {}
+        self._open_spool = open_spool
 
-    def store_agent_event(
+    def store(self, kind: Kind, values: tuple[object, ...], timestamp: object, key: str | None) -> str | None:
+        """Encode and spool one record; its id, or None if it was not accepted.
+
+        `values` are those of `kind.fields`. Raises InvalidRecord, or NotAccepted with TDS_ON_FULL=raise.
+        """
+        record_id = new_record_id() if key is None else keyed_record_id(kind.name, key)
+        moment = now_text() if timestamp is None else timestamp_text("timestamp", timestamp)
+        record = kind.plain_record(record_id, moment, values)
+        coerced = False
+        if record is None:
+            record, coerced = _checked_record(kind, record_id, moment, values)
+        try:
+            line = _encode(record)
+            # A line break can only come out of the caller's own Raw JSON.
+            if _LINE_FEED in line or (len(line) >= 2 * _DEEP and _is_too_deep(line)):
+                line, coerced = _coerced_line(kind, record), True
+        except Exception as err:  # noqa: BLE001 - a value's own code may raise anything
+            _raise_if_not_its_fault(record, err)
+            line, coerced = _coerced_line(kind, record), True
+        try:
+            spool = self.spools[kind.name]
+        except KeyError:
+            spool = self._open_spool(kind.name)
+        while (accepted := spool.append(line, coerced)) is None:  # closed by another thread meanwhile
+            spool = self._open_spool(kind.name)
+        return record_id if accepted else None
+
+
+class _Caller:
+    """What a class with the calls has to have."""
+
+    def __init__(self, source: str | None, recorder: Recorder) -> None:
+        """`source` is the default of an event's `source`."""
+        self._source = source
+        self._store = recorder.store
+
+
+class Calls(_Caller):
+    """The calls as coroutines. None of them suspends; where one may wait, the store runs its twin beside the loop."""
+
+    async def store_agent_event(
         self,
         event_type: str,
         agent_id: str | None = None,
@@ -72,19 +107,20 @@ class BlockingCalls:
                 agent_id,
                 workflow_id,
                 session_id,
-                self._settings.source if source is None else source,
+                self._source if source is None else source,
                 severity,
                 instance_id,
                 trace_id,
                 span_id,
                 parent_span_id,
+                payload,
+                metadata,
             ),
-            (payload, metadata),
             timestamp,
             idempotency_key,
         )
 
-    def store_agent_task(
+    async def store_agent_task(
         self,
         task_id: str,
         agent_id: str | None = None,
@@ -125,8 +161,8 @@ class BlockingCalls:
                 priority,
                 status,
                 error,
-                _moment("started_at", started_at),
-                _moment("completed_at", completed_at),
+                None if started_at is None else timestamp_text("started_at", started_at),
+                None if completed_at is None else timestamp_text("completed_at", completed_at),
                 workflow_id,
                 session_id,
                 trace_id,
@@ -136,13 +172,15 @@ class BlockingCalls:
                 execution_time_ms,
                 max_retries,
                 timeout_seconds,
+                input_data,
+                output_data,
+                metadata,
             ),
-            (input_data, output_data, metadata),
             timestamp,
             idempotency_key,
         )
 
-    def store_tool_execution(
+    async def store_tool_execution(
         self,
         execution_id: str,
         agent_id: str | None = None,
@@ -180,7 +218,7 @@ class BlockingCalls:
                 tool_category,
                 status,
                 error,
-                _moment("completed_at", completed_at),
+                None if completed_at is None else timestamp_text("completed_at", completed_at),
                 workflow_id,
                 instance_id,
                 session_id,
@@ -188,13 +226,15 @@ class BlockingCalls:
                 span_id,
                 parent_span_id,
                 execution_time_ms,
+                input_params,
+                output_result,
+                metadata,
             ),
-            (input_params, output_result, metadata),
             timestamp,
             idempotency_key,
         )
 
-    def store_workflow_data(
+    async def store_workflow_data(
         self,
         workflow_id: str,
         workflow_type: str | None = None,
@@ -239,13 +279,17 @@ class BlockingCalls:
                 parent_span_id,
                 total_steps,
                 completed_steps,
+                state_data,
+                step_results,
+                assigned_agents,
+                tags,
+                metadata,
             ),
-            (state_data, step_results, assigned_agents, tags, metadata),
             timestamp,
             idempotency_key,
         )
 
-    def store_feedback(
+    async def store_feedback(
         self,
         target_kind: Literal["record", "task", "session", "workflow"],
         target_id: str,
@@ -290,13 +334,15 @@ class BlockingCalls:
                 trace_id,
                 span_id,
                 parent_span_id,
+                value,
+                corrected_output,
+                metadata,
             ),
-            (value, corrected_output, metadata),
             timestamp,
             idempotency_key,
         )
 
-    def store_record(self, kind: str, /, **fields: object) -> str | None:
+    async def store_record(self, kind: str, /, **fields: object) -> str | None:
         """Store a record of any kind by its columns' names, and `timestamp` and `idempotency_key`; no defaults apply.
 
         Raises UnknownKind, or InvalidRecord naming a field that the kind does not have; else as `store_agent_event`.
@@ -305,79 +351,74 @@ class BlockingCalls:
         timestamp, key = fields.pop("timestamp", None), fields.pop("idempotency_key", None)
         if key is not None and not isinstance(key, str):
             raise InvalidRecord(f"idempotency_key={shown(key)}: expected str or None; pass str(idempotency_key)")
-        values = [fields.pop(name, None) for name in (*known.texts, *known.numbers)]
-        documents = tuple(fields.pop(name, None) for name in known.documents)
+        values = {name: fields.pop(name, None) for name in known.fields}
         if fields:
             raise InvalidRecord(
                 f"{', '.join(fields)}: no columns that a call fills; expected columns of {kind}: "
-                f"{', '.join((*known.texts, *known.numbers, *known.documents))}"
+                f"{', '.join(known.fields)}"
             )
-        for place, name in enumerate(known.texts):
-            if known.types[name] == "timestamp":
-                values[place] = _moment(name, values[place])
-        return self._store(known, tuple(values), documents, timestamp, key)
+        for name, value in values.items():
+            if known.types[name] == "timestamp" and value is not None:
+                values[name] = timestamp_text(name, value)
+        return self._store(known, tuple(values.values()), timestamp, key)
 
-    def _store(
-        self,
-        kind: Kind,
-        values: tuple[object, ...],
-        documents: tuple[object, ...],
-        timestamp: object,
-        key: str | None,
-    ) -> str | None:
-        """Encode and spool one record. `values` are the kind's texts and numbers, `documents` its JSON columns."""
-        types = tuple(map(type, values))
-        coerced = False
-        if types not in self._plain[kind.name]:
-            values = self._checked(kind, values)
-            coerced = types != tuple(map(type, values))
-            if not coerced:
-                self._plain[kind.name].add(types)
-        for name, choices in kind.choices.items():
-            _require_choice(name, values[kind.texts.index(name)], choices)
-        for place in kind.integers:
-            number = values[place]
-            if number is not None and not -_INTEGER_LIMIT <= number < _INTEGER_LIMIT:  # type: ignore[operator]  # an int
-                plain_numbers((kind.numbers[place - len(kind.texts)],), (number,), kind.types)  # raises
-        record_id = new_record_id() if key is None else keyed_record_id(kind.name, key)
-        moment = now_text() if timestamp is None else timestamp_text("timestamp", timestamp)
-        record = kind.record(record_id, moment, *values, *documents)
-        line = b""
+
+def _checked_record(kind: Kind, record_id: str, moment: str, values: tuple[object, ...]) -> tuple[msgspec.Struct, bool]:
+    """The record of values that need care, and whether any of them had to be changed. Raises InvalidRecord."""
+    texts, numbers = len(kind.texts), len(kind.texts) + len(kind.numbers)
+    for name, value in zip(kind.required, values, strict=False):
+        if value is None:
+            raise InvalidRecord(f"{name}=None: expected a value; {kind.name} records cannot do without it")
+    plain = (
+        *plain_texts(kind.texts, values[:texts], kind.types),
+        *plain_numbers(kind.numbers, values[texts:numbers], kind.types),
+    )
+    for name, choices in kind.choices.items():
+        value = plain[kind.texts.index(name)]
+        if value is not None and value not in choices:
+            raise InvalidRecord(f"{name}={shown(value)}: expected one of {', '.join(choices)}")
+    coerced = tuple(map(type, plain)) != tuple(map(type, values[:numbers]))
+    return kind.record(record_id, moment, *plain, *values[numbers:]), coerced
+
+
+def _coerced_line(kind: Kind, record: msgspec.Struct) -> bytes:
+    """The line of a record that cannot be encoded as it is: its texts made whole, its documents plain."""
+    record_id, moment, *values = msgspec.structs.astuple(record)
+    texts, numbers = len(kind.texts), len(kind.texts) + len(kind.numbers)
+    return _encode(
+        kind.record(
+            record_id,
+            moment,
+            *plain_texts(kind.texts, values[:texts], kind.types),
+            *values[texts:numbers],
+            *map(plain_document, values[numbers:]),
+        )
+    )
+
+
+def blocking(call: Callable[Concatenate[Calls, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[_Caller, P], R]:
+    """The same call for code without an event loop."""
+
+    @functools.wraps(call)
+    def run(self: _Caller, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            line = _encode(record)
-            # A line break can only come out of the caller's own Raw JSON.
-            is_plain = b"\n" not in line and (len(line) < 2 * _DEEP or not _is_too_deep(line))
-        except Exception as err:  # noqa: BLE001 - a value's own code may raise anything
-            _raise_if_not_its_fault(record, err)
-            is_plain = False
-        if not is_plain:
-            values, documents = self._checked(kind, values), tuple(plain_document(document) for document in documents)
-            coerced = True
-            line = _encode(kind.record(record_id, moment, *values, *documents))
-        return record_id if self._append_line(kind.name, line, coerced) else None
+            call(cast("Calls", self), *args, **kwargs).send(None)
+        except StopIteration as done:
+            return cast("R", done.value)
+        raise RuntimeError("a call suspended: it has to run to its end at once")
 
-    def _checked(self, kind: Kind, values: Sequence[object]) -> tuple[object, ...]:
-        """Texts and numbers as the columns take them. Raises InvalidRecord for what no column takes."""
-        for name, value in zip(kind.required, values, strict=False):
-            if value is None:
-                raise InvalidRecord(f"{name}=None: expected a value; {kind.name} records cannot do without it")
-        split = len(kind.texts)
-        texts = plain_texts(kind.texts, values[:split], kind.types)
-        return (*texts, *plain_numbers(kind.numbers, values[split:], kind.types))
+    return run
 
 
-def asynchronous(
-    call: Callable[Concatenate[BlockingCalls, P], R],
-) -> Callable[Concatenate["TrainingDataStore", P], Coroutine[Any, Any, R]]:
-    """The same call for an event loop: it runs in place, unless the settings say that it may wait."""
+class BlockingCalls(_Caller):
+    """The same calls for code without an event loop. They wait only where TDS_SPOOL_SYNC or TDS_ON_FULL says so."""
 
-    async def awaited(self: "TrainingDataStore", /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self.may_wait:
-            return await beside_the_loop(call, self.sync, *args, **kwargs)
-        return call(self.sync, *args, **kwargs)
-
-    functools.update_wrapper(awaited, call)
-    return awaited
+    store_agent_event = blocking(Calls.store_agent_event)
+    store_agent_task = blocking(Calls.store_agent_task)
+    store_tool_execution = blocking(Calls.store_tool_execution)
+    store_workflow_data = blocking(Calls.store_workflow_data)
+    store_feedback = blocking(Calls.store_feedback)
+    store_record = blocking(Calls.store_record)
 
 
 def _is_too_deep(line: bytes) -> bool:
@@ -405,12 +446,3 @@ async def beside_the_loop(call: Callable[P, R], *args: P.args, **kwargs: P.kwarg
     import asyncio  # 30 ms to import, in a program without an event loop
 
     return await asyncio.to_thread(call, *args, **kwargs)
-
-
-def _moment(name: str, value: object) -> str | None:
-    return None if value is None else timestamp_text(name, value)
-
-
-def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise InvalidRecord(f"{name}={shown(value)}: expected one of {', '.join(choices)}")

@@ -14,10 +14,11 @@ import weakref
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest.calls import BlockingCalls, asynchronous, beside_the_loop
+from ingest.calls import BlockingCalls, Calls, Recorder, beside_the_loop
 from ingest.errors import FlushTimeout, MissingExtra
 from ingest.pipeline.carrier import Carrier
 from ingest.pipeline.partitions import DataPaths
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
 
+_CALLS = [name for name in vars(Calls) if name.startswith("store_")]
 _FLUSH_POLL_S = 0.01
 _EXIT_FLUSH_S = 5.0  # at interpreter exit; what is not written by then stays in the spool for the next process
 
@@ -42,28 +44,27 @@ class BlockingStore(BlockingCalls):
 
     def __init__(self, settings: Settings) -> None:
         """Open nothing yet: a process that stores nothing leaves nothing behind."""
-        super().__init__(settings, self._append)
-        self._spools: dict[str, Spool] = {}
+        self._settings = settings
+        self.recorder = Recorder(self._open_spool)
+        super().__init__(settings.source, self.recorder)
         self._carrier: Carrier | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may store or close in the middle of a call
+        self._set_aside: list[Spool] = []  # in use by a call that a signal handler interrupted, and then stored itself
         _stores.add(self)
 
     @property
     def has_stored(self) -> bool:
         """Whether this process put anything into the spool since it was opened, and writes it itself."""
-        return bool(self._spools) and self._settings.redis_url is None
-
-    def _append(self, kind: str, line: bytes, coerced: bool) -> bool:  # noqa: FBT001 - the hottest call here
-        while True:
-            accepted = (self._spools.get(kind) or self._open_spool(kind)).append(line, coerced=coerced)
-            if accepted is not None:
-                return accepted  # None: closed by another thread meanwhile
+        return bool(self.recorder.spools) and self._settings.redis_url is None
 
     def _open_spool(self, kind: str) -> Spool:
         with self._lock:
-            spool = self._spools.get(kind)
+            spool = self.recorder.spools.get(kind)
+            if spool is not None and spool.is_in_use_here():
+                self._set_aside.append(spool)
+                spool = None
             if spool is None:
-                spool = self._spools[kind] = Spool(self._settings, kind)
+                spool = self.recorder.spools[kind] = Spool(self._settings, kind)
         try:
             self._running_carrier()
         except RuntimeError as err:  # no more threads: what is accepted waits in the spool
@@ -71,8 +72,11 @@ class BlockingStore(BlockingCalls):
         return spool
 
     def _sync_spools(self) -> None:
-        for spool in list(self._spools.values()):
+        for spool in self._all_spools():
             spool.sync()
+
+    def _all_spools(self) -> list[Spool]:
+        return [*self.recorder.spools.values(), *self._set_aside]
 
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until all that was accepted before this call, on this host, is fsynced in its CSV file.
@@ -120,17 +124,23 @@ class BlockingStore(BlockingCalls):
         paths = DataPaths(self._settings.data_dir)
         if not paths.ledger(kind).exists():
             return {}
-        from ingest.pipeline.ledger import open_ledger  # sqlite3 takes 5 ms to import, and only who waits needs it
+        import sqlite3  # 5 ms to import, and only who waits needs it
 
-        with open_ledger(paths, kind) as ledger:
-            return ledger.marks()
+        from ingest.pipeline.ledger import open_ledger  # as above
+
+        try:
+            with open_ledger(paths, kind) as ledger:
+                return ledger.marks(producers)
+        except (OSError, sqlite3.Error):
+            return {}  # whoever waits for marks goes on waiting, up to its own deadline
 
     def close(self) -> None:
         """Let go of files, locks and the thread. What is not written yet stays in the spool. May be called twice."""
         with self._lock:
             carrier, self._carrier = self._carrier, None
-            spools, self._spools = self._spools, {}
-        for spool in spools.values():
+            spools = self._all_spools()
+            self.recorder.spools, self._set_aside = {}, []
+        for spool in spools:
             spool.close()
         if carrier is not None:
             carrier.stop()
@@ -138,30 +148,27 @@ class BlockingStore(BlockingCalls):
     def begin_anew_after_fork(self) -> None:
         """In a forked child: leave the parent's producers and thread alone, and have others from the next call on."""
         carrier, self._carrier = self._carrier, None
-        spools, self._spools = self._spools, {}
-        self._lock = threading.Lock()
-        for spool in spools.values():
+        spools = self._all_spools()
+        self.recorder.spools, self._set_aside = {}, []
+        self._lock = threading.RLock()
+        for spool in spools:
             spool.close(forked=True)
         if carrier is not None:
             carrier.abandon()
 
 
-class TrainingDataStore:
+class TrainingDataStore(Calls):
     """Where agents put what they do. Calls cost microseconds, never block and never break the agent."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         """Open nothing yet. Without `settings` the TDS_* variables count. Raises InvalidSetting for a bad one."""
         self.settings = read_settings() if settings is None else settings
         self.sync = BlockingStore(self.settings)
-        # Under these settings a call may wait for a disk or for room: then it runs beside the event loop.
-        self.may_wait = self.settings.spool_sync == "always" or self.settings.on_full == "block"
-
-    store_agent_event = asynchronous(BlockingCalls.store_agent_event)
-    store_agent_task = asynchronous(BlockingCalls.store_agent_task)
-    store_tool_execution = asynchronous(BlockingCalls.store_tool_execution)
-    store_workflow_data = asynchronous(BlockingCalls.store_workflow_data)
-    store_feedback = asynchronous(BlockingCalls.store_feedback)
-    store_record = asynchronous(BlockingCalls.store_record)
+        super().__init__(self.settings.source, self.sync.recorder)
+        if self.settings.spool_sync == "always" or self.settings.on_full == "block":
+            # Under these settings a call may wait for a disk or for room: then it runs beside the event loop.
+            for name in _CALLS:
+                setattr(self, name, partial(beside_the_loop, getattr(self.sync, name)))
 
     async def flush(self, timeout: float = 30.0) -> None:
         """Wait until all that was accepted before this call, on this host, is fsynced in its CSV file.
@@ -238,15 +245,20 @@ class TrainingDataStore:
 
         return pads.dataset(read_table(self.settings, data_type, start_date, end_date))
 
-    def subscribe(self, data_type: str, *, after: str | None = None) -> AsyncGenerator[dict[str, object]]:
+    def subscribe(
+        self, data_type: str, *, after: str | None = None, group: str | None = None
+    ) -> AsyncGenerator[dict[str, object]]:
         """Follow a kind's records from now on, or from behind the record with the id `after`; a dict each.
 
         With Redis they come from Synapse as they are sent, without it from the CSV files as they are written. Ends
-        only when it is closed. Raises UnknownKind.
+        only when it is closed. With the name of a `group` they come from where this group stands, which lasts over
+        restarts: each record at least once, acknowledged when the next one is asked for; consumers of one group share
+        the records. A group is made at its first use, and `after` counts only there. Raises UnknownKind, and
+        InvalidRecord for a group's name that cannot be used.
         """
         from ingest.pipeline.subscription import follow  # with Redis it needs redis-py
 
-        return follow(self.settings, data_type, after)
+        return follow(self.settings, data_type, after, group)
 
 
 _process_store: TrainingDataStore | None = None

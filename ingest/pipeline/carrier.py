@@ -66,7 +66,7 @@ class Carrier:
                     self._wake.wait(_IDLE_S)
                     self._wake.clear()
             for lane in self._lanes.values():
-                lane.step()  # a spool that was closed just now leaves nothing behind where all of it is written
+                lane.step(last=True)  # a spool closed just now leaves nothing behind where all of it is written
         finally:
             for lane in self._lanes.values():
                 lane.close()

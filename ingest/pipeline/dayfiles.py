@@ -2,10 +2,11 @@
 
 A day file that is longer than its committed size holds either what this writer appended and did not live to commit,
 or what somebody else wrote there. The two are told apart by the intent: before each append, the ranges about to be
-written go to `state/<kind>.appending`. It is not synced, for it has to outlive the process and not the machine. Bytes
-within the intent are cut off, because the spool or Synapse gives those records again; bytes outside of it are
-somebody else's and go to quarantine. (After a power cut an intent may be missing: then a torn batch is taken for
-somebody else's rows, lands in quarantine too, and is written again from the spool.)
+written go to `state/<kind>.appending`. Bytes within the intent are cut off, because the spool or Synapse gives those
+records again; bytes outside of it are somebody else's and go to quarantine. It has to outlive the process and not the
+machine, so it is synced only for a day's first batch, which would else be taken for a file of another store. (After a
+power cut another intent may be missing: then a torn batch is taken for somebody else's rows, lands in quarantine too,
+and is written again from the spool.)
 
     intent → append → fdatasync → fsync of the folder for a new file        the caller then commits the ledger
 
@@ -18,7 +19,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,7 @@ from ingest.records import Kind
 # Open files of one kind, and how many are written before they are synced. A shuffled backfill of a year touches 365
 # days, and an agent's process may have 1,024 files open in all.
 _MAX_OPEN = 32
+_SMALL_PIECE = 32 << 10
 logger = logging.getLogger(__name__)
 _INTENT = msgspec.json.Decoder(dict[str, tuple[int, int]])
 
@@ -59,10 +61,14 @@ class DayFiles:
         self._open: OrderedDict[str, int] = OrderedDict()  # descriptors, the longest unused first
         self._intent_file = os.open(paths.state / f"{kind.name}.appending", os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
         self._intent = self._read_intent()
+        if not self._intent:
+            sync_folder(paths.state)  # the file may be new
         on_disk = {path.stem[-10:] for path in self._folder.glob(f"{kind.name}_????-??-??.csv")}
         for day in sorted(on_disk):
             path = paths.training(kind.name, day)
-            if _size(path) > self._committed_size(day) or _widened(path).exists():
+            if not _size(path) and day not in self._committed:
+                path.unlink()  # a first batch of ours that a power cut took before its bytes were on the disk
+            elif _size(path) > self._committed_size(day) or _widened(path).exists():
                 try:
                     self._settle(day)
                 except DamagedFile as err:
@@ -74,32 +80,35 @@ class DayFiles:
         committed = self._committed.get(day)
         return 0 if committed is None else committed.size
 
-    def append(self, rows: Mapping[str, tuple[int, bytes]]) -> dict[str, CommittedFile]:
-        """Write each day's rows (how many, their bytes) behind its committed size and bring them to the disk.
+    def append(self, rows: Mapping[str, Sequence[bytes]], counts: Mapping[str, int]) -> dict[str, CommittedFile]:
+        """Write each day's rows, given as pieces of text, behind its committed size and bring them to the disk.
 
-        Gives the files' new state for the caller to commit. Until `adopt` the ledger's state is the one that counts.
-        Raises DamagedFile for a file that is shorter than committed, OSError when the disk refuses.
+        `counts` says how many rows they are. Gives the files' new state for the caller to commit; until `adopt` the
+        ledger's state is the one that counts. Raises DamagedFile for a file that is shorter than committed, OSError
+        when the disk refuses.
         """
-        pending: dict[str, tuple[CommittedFile, int, bytes]] = {}
-        for day, (count, data) in rows.items():
+        pending: dict[str, tuple[CommittedFile, Sequence[bytes]]] = {}
+        for day, pieces in rows.items():
             committed = self._ready(day)
-            pending[day] = committed, count, data if committed.size else self._kind.header + data
-        self._write_intent({day: (file.size, file.size + len(text)) for day, (file, _, text) in pending.items()})
+            if sum(map(len, pieces)) < _SMALL_PIECE * len(pieces):
+                pieces = [b"".join(pieces)]  # noqa: PLW2901 - one write for many a few rows each
+            pending[day] = committed, pieces if committed.size else [self._kind.header, *pieces]
+        self._write_intent(
+            {day: (file.size, file.size + sum(map(len, pieces))) for day, (file, pieces) in pending.items()}
+        )
         self._failpoint.reach("intent")
         written: dict[str, CommittedFile] = {}
         for group in _groups(list(pending), _MAX_OPEN):
             descriptors = {day: self._descriptor(day) for day in group}
-            for day, descriptor in descriptors.items():
-                file, _, text = pending[day]
-                _write_all(descriptor, text, file.size)
+            ends = {day: _write_all(descriptors[day], pending[day][1], pending[day][0].size) for day in group}
             self._failpoint.reach("append")
+            _sync_all(list(descriptors.values()))
             for day, descriptor in descriptors.items():
-                sync_data(descriptor)
-                file, count, text = pending[day]
-                version = chained_version(file.version, text)
+                file, pieces = pending[day]
+                version = chained_version(file.version, pieces)
                 mtime_ns = os.fstat(descriptor).st_mtime_ns
-                written[day] = CommittedFile(file.size + len(text), file.rows + count, version, mtime_ns)
-        if not all(file.size for file, *_ in pending.values()):
+                written[day] = CommittedFile(ends[day], file.rows + counts[day], version, mtime_ns)
+        if not all(file.size for file, _ in pending.values()):
             sync_folder(self._folder)
         self._failpoint.reach("sync")
         return written
@@ -228,18 +237,34 @@ class DayFiles:
     def _write_intent(self, intent: dict[str, tuple[int, int]]) -> None:
         self._intent = intent
         text = msgspec.json.encode(intent) + b"\n"
-        _write_all(self._intent_file, text, 0)
+        _write_all(self._intent_file, [text], 0)
+        if not all(start for start, _ in intent.values()):
+            sync_data(self._intent_file)  # a new file that neither ledger nor intent know is taken for another store's
 
 
 def _groups(days: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (days[start : start + size] for start in range(0, len(days), size))
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _write_all(descriptor: int, pieces: Iterable[bytes], offset: int) -> int:
+    """Write pieces one behind the other from `offset` on; gives where they end."""
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+    return offset
+
+
+def _sync_all(descriptors: Sequence[int]) -> None:
+    """Bring files to the disk. Many at once: the file system commits them together, 365 in 60 ms instead of 170."""
+    if len(descriptors) == 1:
+        sync_data(descriptors[0])
+        return
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms to import: only where several days are written at once
+
+    with ThreadPoolExecutor(min(16, len(descriptors)), "tds-sync") as threads:
+        list(threads.map(sync_data, descriptors))
 
 
 def _cut(path: Path, size: int) -> int:

@@ -4,11 +4,14 @@ A batch goes through these steps, in this order:
 
     read → append rows → fdatasync → commit the ledger (file sizes + producers' marks) → publish marks → acknowledge
 
+The rows of a few hundred records are made together, a column at a time (`Kind.csv_rows`), and while one batch is on its
+way to the disk the next one may be prepared.
+
 Killed before the commit: the rows lie beyond the committed size, the next writer cuts them off, and the source still
 has the records. Killed after it: the source gives the records again and the marks say that they are written. A mark
 advances without gaps only: what lies behind a gap stays with the source until the gap is resent.
 
-A line that cannot be a row (no JSON, a value of the wrong type, a frame lost on disk) goes to quarantine in the same
+A line that cannot be a row (no JSON, a value of the wrong type, a record lost on disk) goes to quarantine in the same
 transaction, and the mark passes it. What fails as a whole (disk full, a day file shorter than committed) is an error
 of that attempt: nothing is acknowledged, and the next attempt starts from the ledger.
 """
@@ -20,7 +23,6 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -31,24 +33,34 @@ from ingest.pipeline.failpoints import Failpoint
 from ingest.pipeline.ledger import CLOCK, DUPLICATES, FOREIGN, QUARANTINED, Commit, Ledger, Reject
 from ingest.pipeline.partitions import TIMESTAMP, DataPaths, filing_day, make_folder, sync_folder, today
 from ingest.pipeline.spool import Batch, ProducerCounters
-from ingest.records import Kind, is_keyed
+from ingest.records import Kind, has_keyed, is_keyed
 from ingest.settings import Settings
 
 MAX_RECORDS = 10_000  # of one commit: an fdatasync a day file and one of the ledger are paid for all of them
-MAX_BYTES = 16 << 20
+MAX_BYTES = 4 << 20
+_MANY_DAYS, _MANY_DAYS_FACTOR = 16, 8  # syncing 365 files takes 60 ms: then more records share it
 _FORGET_INTERVAL_S = 3600.0
 _GAP_S, _SAY_AGAIN_S = 10.0, 60.0
+_LOST = "lost: its bytes in the spool cannot be read (a power cut or a damaged disk)"
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_SHAPE = b"0000-00-00T00:00:00.000000Z"
 logger = logging.getLogger(__name__)
-_LOST = "lost: its frame in the spool cannot be read (a power cut or a damaged disk)"
 
 
-class _Row(NamedTuple):
-    """A record on its way into a day file."""
+class Pending:
+    """Rows by day, in the order they came, and what else is committed with them."""
 
-    day: str
-    is_overruled: bool  # its clock: it is filed under its ingest day
-    record_id: str
-    text: str
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.change = Commit()
+        self.counts: dict[str, int] = defaultdict(int)  # rows of each day
+        self.parts: dict[str, list[bytes]] = defaultdict(list)  # their text, in pieces
+        self.new = 0  # records among them that were not known before, bad ones included
+
+    def add(self, day: str, rows: Sequence[str]) -> None:
+        """Add rows of one day."""
+        self.counts[day] += len(rows)
+        self.parts[day].append("".join(rows).encode())
 
 
 class Writer:
@@ -60,13 +72,19 @@ class Writer:
         self._paths = DataPaths(settings.data_dir)
         self.failpoint = Failpoint(settings.failpoint)
         self.ledger = Ledger(self._paths.ledger(kind.name))
+        # What `prepare` asks: the other one may be in the middle of a transaction, in another thread.
+        self._known = Ledger(self._paths.ledger(kind.name))
         try:
             self.files = DayFiles(self._paths, kind, self.ledger, self.failpoint)
         except BaseException:
+            self._known.close()
             self.ledger.close()
             raise
         self.marks = self.ledger.marks()
-        self._is_date: dict[str, bool] = {}
+        self._marks_ahead: dict[str, int] = {}  # of what is prepared, if not committed yet
+        self._keys_ahead = set[str]()  # the same of idempotency keys
+        self._is_ordinary: dict[str, bool] = {}
+        self.factor = 1  # how many times `MAX_RECORDS` and `MAX_BYTES` the next commit should have
         self._gaps: dict[tuple[str, int], tuple[float, float]] = {}  # (producer, mark): seen since, said at
         self._next_forgetting = 0.0
 
@@ -76,26 +94,32 @@ class Writer:
         What the marks cover is passed over, what lies behind a gap is left out. `strays` came from the source too
         but are no batches: they are kept in quarantine.
         """
-        change, rows, new = Commit(), list[_Row](), 0
+        pending = self.prepare(batches, strays)
+        self.commit(pending)
+        return pending.new
+
+    def prepare(self, batches: Iterable[Batch], strays: Sequence[Reject] = ()) -> Pending:
+        """Turn batches into rows that `commit` makes durable. It may run while the prepared ones before are committed.
+
+        If one commit fails, all that was prepared is void, and this writer with it: another one starts from the ledger.
+        """
+        pending = Pending()
+        change = pending.change
         for stray in strays:
-            if not self.ledger.has_reject(stray.origin):
+            if not self._known.has_reject(stray.origin):
                 change.rejects.append(stray)
                 change.count(stray.day, FOREIGN)
         for batch in batches:
-            mark = change.marks.get(batch.producer, self.marks.get(batch.producer, 0))
-            last = batch.first_seq + len(batch.lines) - 1
+            mark = max(self._marks_ahead.get(batch.producer, 0), self.marks.get(batch.producer, 0))
             if batch.first_seq > mark + 1:
                 self._note_gap(batch, mark)
                 continue
-            if last <= mark:
+            if batch.last_seq <= mark:
                 continue
-            lines = batch.lines[mark + 1 - batch.first_seq :]
-            rows += self._rows(batch.producer, mark + 1, lines, change)
-            change.marks[batch.producer] = last
-            new += len(lines)
-        self._commit(rows, change)
-        self._forget_keys()
-        return new
+            self._add(_behind(batch, mark), pending)
+            change.marks[batch.producer] = self._marks_ahead[batch.producer] = batch.last_seq
+            pending.new += batch.last_seq - mark
+        return pending
 
     def _note_gap(self, batch: Batch, mark: int) -> None:
         """Say so, once a minute, when a producer's records wait for others that do not come."""
@@ -129,74 +153,102 @@ class Writer:
     def close(self) -> None:
         """Close files and ledger. May be called twice."""
         self.files.close()
+        self._known.close()
         self.ledger.close()
 
-    def _rows(self, producer: str, first_seq: int, lines: Sequence[bytes | None], change: Commit) -> list[_Row]:
-        """Lines as rows. Where a batch does not decode as a whole its lines are taken one by one, bad ones rejected."""
-        now = datetime.now(UTC)
+    def _add(self, batch: Batch, pending: Pending) -> None:
+        """Add a batch's rows. Where it does not decode as a whole its lines are taken one by one, bad ones rejected."""
         try:
-            return self._rows_at_once(lines, now)
-        except (TypeError, ValueError, RecursionError):
+            records = self._kind.decoder.decode_lines(batch.data)
+            if len(records) != batch.count:
+                raise InvalidRecord("empty lines, or more than one record on a line")
+            self._add_records(records, pending, escaped=b"\\" in batch.data)
+        except (ValueError, RecursionError):
             pass  # at least one line is bad: which one, and why, comes out below
-        rows = []
-        for seq, line in enumerate(lines, first_seq):
+        else:
+            return
+        for seq, line in enumerate(batch.lines, batch.first_seq):
             try:
-                rows.append(self._row_alone(line, now))
+                if not line:
+                    raise InvalidRecord(_LOST)
+                self._add_records([self._kind.decoder.decode(line)], pending, escaped=b"\\" in line)
             except (ValueError, RecursionError) as err:
-                origin = f"producer {producer} seq {seq}"
-                change.rejects.append(Reject(now.date().isoformat(), str(err), origin, line or b""))
-                change.count(now.date().isoformat(), QUARANTINED)
-        return rows
+                day = today().isoformat()
+                origin = f"producer {batch.producer} seq {seq}"
+                pending.change.rejects.append(Reject(day, str(err), origin, line))
+                pending.change.count(day, QUARANTINED)
 
-    def _rows_at_once(self, lines: Sequence[bytes | None], now: datetime) -> list[_Row]:
-        joined = b"\n".join(lines)  # type: ignore[arg-type]  # a None among them raises TypeError: taken one by one
-        records = self._kind.decoder.decode_lines(joined)
-        if len(records) != len(lines):
-            raise InvalidRecord("empty lines, or more than one record on a line")
-        return [self._row(record, b"\\" in line, now) for record, line in zip(records, lines, strict=True)]  # type: ignore[operator]
+    def _add_records(self, records: Sequence[msgspec.Struct], pending: Pending, *, escaped: bool) -> None:
+        """Add decoded records' rows, all of them or, raising ValueError, none."""
+        rows = self._kind.csv_rows(records, escaped=escaped)
+        timestamps: list[str] = [record.timestamp for record in records]  # type: ignore[attr-defined]  # all have one
+        record_ids: list[str] = [record.record_id for record in records]  # type: ignore[attr-defined]  # and one of these
+        days = [timestamp[:10] for timestamp in timestamps]
+        if not self._are_ordinary(days, timestamps) or has_keyed(record_ids):
+            self._add_one_by_one(rows, timestamps, record_ids, pending)
+        elif days.count(days[0]) == len(days):
+            pending.add(days[0], rows)
+        else:
+            by_day: dict[str, list[str]] = defaultdict(list)
+            for day, row in zip(days, rows, strict=True):
+                by_day[day].append(row)
+            for day, part in by_day.items():
+                pending.add(day, part)
 
-    def _row_alone(self, line: bytes | None, now: datetime) -> _Row:
-        if not line:
-            raise InvalidRecord(_LOST)
-        return self._row(self._kind.decoder.decode(line), b"\\" in line, now)
+    def _are_ordinary(self, days: Sequence[str], timestamps: Sequence[str]) -> bool:
+        """Whether all timestamps are well formed and of days that they may be filed under, none of them in the future.
 
-    def _row(self, record: msgspec.Struct, escaped: bool, now: datetime) -> _Row:  # noqa: FBT001 - the hottest call here
-        record_id: str = record.record_id  # type: ignore[attr-defined]  # every record type has these two
-        day, is_overruled = self._filing(record.timestamp, record_id, now)  # type: ignore[attr-defined]
-        return _Row(day, is_overruled, record_id, self._kind.csv_row(record, escaped=escaped))
+        What `filing_day` would say of each, said of hundreds at once.
+        """
+        digits_as_0 = "".join(timestamps).encode().translate(_DIGITS)
+        if digits_as_0 != _SHAPE * len(timestamps):
+            return False
+        now = today().isoformat()
+        if not all(day <= now and self._is_ordinary_day(day) for day in set(days)):
+            return False
+        clocks = {timestamp[10:19] for timestamp in timestamps}
+        return all(TIMESTAMP.fullmatch(f"2000-01-01{clock}.000000Z") for clock in clocks)
 
-    def _filing(self, timestamp: str, record_id: str, now: datetime) -> tuple[str, bool]:
-        """`filing_day`, without making a datetime of an ordinary day's timestamp."""
-        day = timestamp[:10]
-        is_date = self._is_date.get(day)
-        if is_date is None:
-            is_date = self._is_date[day] = _is_ordinary(day, self._settings.start_date)
-        if is_date and TIMESTAMP.fullmatch(timestamp) is not None and day <= now.date().isoformat():
-            return day, False
-        return filing_day(timestamp, record_id, self._settings.start_date, now)
+    def _is_ordinary_day(self, day: str) -> bool:
+        is_ordinary = self._is_ordinary.get(day)
+        if is_ordinary is None:
+            is_ordinary = self._is_ordinary[day] = _is_ordinary(day, self._settings.start_date)
+        return is_ordinary
 
-    def _commit(self, rows: Iterable[_Row], change: Commit) -> None:
-        """Append rows to their day files, then commit them with everything else that `change` holds."""
-        by_day: dict[str, list[str]] = defaultdict(list)
-        rows = list(rows)
-        stored = self.ledger.known_keys(row.record_id for row in rows if is_keyed(row.record_id))
-        for row in rows:
-            if is_keyed(row.record_id):
-                if row.record_id in stored:
-                    change.count(row.day, DUPLICATES)
+    def _add_one_by_one(
+        self, rows: Sequence[str], timestamps: Sequence[str], record_ids: Sequence[str], pending: Pending
+    ) -> None:
+        """Add rows of which some have a key, or a timestamp that needs a closer look."""
+        now = datetime.now(UTC)
+        start_date = self._settings.start_date
+        filed = [filing_day(*pair, start_date, now) for pair in zip(timestamps, record_ids, strict=True)]
+        stored = set(self._keys_ahead)  # before the ledger is asked: what leaves this set is in the ledger
+        stored |= self._known.known_keys(record_id for record_id in record_ids if is_keyed(record_id))
+        for row, record_id, (day, is_overruled) in zip(rows, record_ids, filed, strict=True):
+            if is_keyed(record_id):
+                if record_id in stored:
+                    pending.change.count(day, DUPLICATES)
                     continue
-                stored.add(row.record_id)
-                change.keyed.append(row.record_id)
-            if row.is_overruled:
-                change.count(row.day, CLOCK)
-            by_day[row.day].append(row.text)
-        if by_day:
-            change.files = self.files.append({day: (len(part), "".join(part).encode()) for day, part in by_day.items()})
+                stored.add(record_id)
+                self._keys_ahead.add(record_id)
+                pending.change.keyed.append(record_id)
+            if is_overruled:
+                pending.change.count(day, CLOCK)
+            pending.add(day, [row])
+
+    def commit(self, pending: Pending) -> None:
+        """Append rows to their day files, then commit them with everything else that is pending."""
+        change = pending.change
+        self.factor = _MANY_DAYS_FACTOR if len(pending.parts) > _MANY_DAYS else 1
+        if pending.parts:
+            change.files = self.files.append(pending.parts, pending.counts)
         if change.marks or change.files or change.rejects:
             self.ledger.commit(change)
             self.failpoint.reach("commit")
             self.files.adopt(change.files)
             self.marks.update(change.marks)
+            self._keys_ahead.difference_update(change.keyed)
+        self._forget_keys()
 
     def _forget_keys(self) -> None:
         if time.monotonic() >= self._next_forgetting:
@@ -204,24 +256,27 @@ class Writer:
             self._next_forgetting = time.monotonic() + _FORGET_INTERVAL_S
 
     def _import_file(self, producer: str, path: Path) -> int:
-        imported, now = 0, datetime.now(UTC)
+        imported = 0
         source = read_rows(self._kind, path, self.marks.get(producer, 0))
         while part := list(islice(source, MAX_RECORDS)):
-            change, rows = Commit(), list[_Row]()
-            for row in part:
-                self._sort_imported(row, rows, change, now)
-            change.marks[producer] = self.marks.get(producer, 0) + len(part)
-            self._commit(rows, change)
+            pending = Pending()
+            self._sort_imported(part, pending)
+            pending.change.marks[producer] = self.marks.get(producer, 0) + len(part)
+            self.commit(pending)
             imported += len(part)
         return imported
 
-    def _sort_imported(self, row: ImportedRow, rows: list[_Row], change: Commit, now: datetime) -> None:
-        if row.text is not None:
-            day, is_overruled = filing_day(row.timestamp, row.record_id, self._settings.start_date, now)
-            rows.append(_Row(day, is_overruled, row.record_id, row.text))
-        else:
-            change.rejects.append(Reject(today().isoformat(), row.reason or "", row.origin, row.line))
-            change.count(today().isoformat(), QUARANTINED)
+    def _sort_imported(self, part: Iterable[ImportedRow], pending: Pending) -> None:
+        good = list[tuple[str, str, str]]()
+        for row in part:
+            if row.text is not None:
+                good.append((row.text, row.timestamp, row.record_id))
+                continue
+            pending.change.rejects.append(Reject(today().isoformat(), row.reason or "", row.origin, row.line))
+            pending.change.count(today().isoformat(), QUARANTINED)
+        if good:
+            rows, timestamps, record_ids = zip(*good, strict=True)
+            self._add_one_by_one(rows, timestamps, record_ids, pending)
 
     def _reject_file(self, path: Path, reason: str) -> None:
         target = self._paths.quarantine(self._kind.name, "").parent / path.name
@@ -230,6 +285,14 @@ class Writer:
         self.ledger.commit(Commit(rejects=[reject], counts={(reject.day, FOREIGN): 1}))
         path.replace(target)
         sync_folder(target.parent)
+
+
+def _behind(batch: Batch, mark: int) -> Batch:
+    """The part of a batch that the mark does not cover."""
+    covered = mark + 1 - batch.first_seq
+    if covered <= 0:
+        return batch
+    return Batch(batch.producer, mark + 1, batch.count - covered, batch.data.split(b"\n", covered)[covered])
 
 
 def _is_ordinary(day: str, start_date: date) -> bool:

@@ -27,18 +27,20 @@ class Lane:
         self._not_before = 0.0
         self.lock: FileLock
         self._step: Callable[[], int]
+        self._finish: Callable[[], None]
         self.close: Callable[[], None]
         if settings.redis_url is None:
             writer = KindWriter(settings, kind)
-            self.lock, self._step, self.close = writer.lock, writer.step, writer.close
+            self.lock, self._step, self._finish, self.close = writer.lock, writer.step, writer.finish, writer.close
         else:
             from ingest.pipeline.synapse import Shipper  # redis-py takes a quarter of a second to import
 
             shipper = Shipper(settings, kind)
             self.lock, self._step, self.close = shipper.lock, shipper.step, shipper.close
+            self._finish = _nothing  # what a step has sent is sent
 
-    def step(self) -> int:
-        """Move what is there; gives how many records were moved."""
+    def step(self, *, last: bool = False) -> int:
+        """Move what is there; gives how many records were moved. The `last` step leaves nothing under way."""
         if time.monotonic() < self._not_before:
             return 0
         try:
@@ -46,8 +48,14 @@ class Lane:
                 self._not_before = time.monotonic() + _LOCK_INTERVAL_S
                 return 0
             moved = self._step()
+            if last:
+                self._finish()
         except Exception as err:  # noqa: BLE001 - whatever it is, the other kinds and the next attempt go on
             self._not_before = time.monotonic() + self._retry.failed(self._kind, err)
             return 0
         self._retry.worked(self._kind)
         return moved
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -12,6 +12,18 @@ file and never wait for the writer.
     keys       idempotency keys' record ids, forgotten after TDS_KEY_DAYS
     rejects    lines that could not be written, each with its reason and its origin
     producers  the last known counters of producers that are not in a spool of this host: ended, or on another host
+    ended      producers that will never send again, and when they said so; 0 once they are folded
+    groups     durable groups of subscribers without Redis: up to which byte of each day file they are served; the day
+               "" stands for a group's being there
+    stream_groups  durable groups in Synapse as the writer last saw them, to be made again when Redis loses them
+
+Folding: processes come and go, and each leaves a mark and counters. Those of ended producers are added to one row, the
+producer "", once nothing can bring their records again; the sums of the account stay what they are. A mark is needed
+as long as its records may come a second time, from where they are sent again or from where they lie. The spool sends
+again what is in the producer's folder: whoever says that a producer has ended has removed that folder first. And they
+lie in the stream: a producer is folded when it ended TDS_KEY_DAYS before the oldest entry that is there (at least one
+day, so that clocks need not agree). What could double a record then is a Redis brought back from a backup that is
+older than this, or a spool folder brought back from one.
 """
 
 import contextlib
@@ -23,6 +35,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -44,6 +57,29 @@ CREATE INDEX IF NOT EXISTS rejects_by_day ON rejects (day);
 CREATE INDEX IF NOT EXISTS rejects_by_origin ON rejects (origin);
 CREATE TABLE IF NOT EXISTS producers (producer TEXT PRIMARY KEY, offered INTEGER NOT NULL, accepted INTEGER NOT NULL,
     dropped INTEGER NOT NULL, coerced INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ended (producer TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS ended_by_time ON ended (at);
+CREATE TABLE IF NOT EXISTS groups (name TEXT, day TEXT, size INTEGER NOT NULL,
+    PRIMARY KEY (name, day)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stream_groups (name TEXT PRIMARY KEY, position TEXT NOT NULL) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+_SCHEMA_VERSION = 1
+_FOLD = """
+CREATE TEMP TABLE folding AS SELECT producer, coalesce(seq, 0) AS seq, max(accepted, coalesce(seq, 0)) AS accepted,
+        dropped, coerced, offered
+    FROM ended JOIN producers USING (producer) LEFT JOIN marks USING (producer)
+    WHERE at > 0 AND at < ? AND coalesce(seq, 0) >= accepted;
+INSERT INTO marks SELECT '', sum(seq) FROM folding HAVING count(*)
+    ON CONFLICT DO UPDATE SET seq = seq + excluded.seq;
+INSERT INTO producers SELECT '', sum(max(offered, accepted + dropped)), sum(accepted), sum(dropped), sum(coerced)
+    FROM folding HAVING count(*)
+    ON CONFLICT DO UPDATE SET offered = offered + excluded.offered, accepted = accepted + excluded.accepted,
+        dropped = dropped + excluded.dropped, coerced = coerced + excluded.coerced;
+DELETE FROM marks WHERE producer IN (SELECT producer FROM folding);
+DELETE FROM producers WHERE producer IN (SELECT producer FROM folding);
+UPDATE ended SET at = 0 WHERE producer IN (SELECT producer FROM folding);
+DROP TABLE folding;
 """
 
 DUPLICATES, QUARANTINED, CLOCK, FOREIGN = "duplicates", "quarantined", "clock", "foreign"
@@ -76,6 +112,7 @@ class Commit(msgspec.Struct):
     keyed: list[str] = []  # record ids made from idempotency keys
     rejects: list[Reject] = []
     producers: dict[str, ProducerCounters] = {}  # what producers elsewhere, or at their end, had counted
+    ended: dict[str, int] = {}  # producers that will never send again: when that was said, in seconds since 1970
 
     def count(self, day: str, name: str, n: int = 1) -> None:
         """Add `n` to a counter of the day."""
@@ -91,6 +128,8 @@ class Ledger:
             _create(path)
         self.path = path
         self._db = _connect(path)
+        if self._db.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
+            self._db.executescript(_SCHEMA)  # one of an earlier version lacks tables
 
     def close(self) -> None:
         """Close the database. May be called twice."""
@@ -131,15 +170,18 @@ class Ledger:
                 "INSERT OR REPLACE INTO producers VALUES (?, ?, ?, ?, ?)",
                 [(name, p.offered, p.accepted, p.dropped, p.coerced) for name, p in change.producers.items()],
             )
+            db.executemany("INSERT OR IGNORE INTO ended VALUES (?, ?)", change.ended.items())
 
     def known_keys(self, record_ids: Iterable[str]) -> set[str]:
         """Those of the given keyed record ids that were stored before."""
-        wanted, known = list(record_ids), set[str]()
+        return {row[0] for row in self._matching("SELECT record_id FROM keys WHERE record_id", record_ids)}
+
+    def _matching(self, query: str, names: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query that ends before `IN`; SQLite takes only so many names at a time."""
+        wanted = list(names)
         for start in range(0, len(wanted), 500):
             part = wanted[start : start + 500]
-            query = f"SELECT record_id FROM keys WHERE record_id IN ({','.join('?' * len(part))})"
-            known.update(row[0] for row in self._db.execute(query, part))
-        return known
+            yield from self._db.execute(f"{query} IN ({','.join('?' * len(part))})", part)
 
     def forget_keys(self, older_than_s: float) -> None:
         """Forget idempotency keys that were stored more than `older_than_s` seconds ago."""
@@ -172,9 +214,12 @@ class Ledger:
         row = self._db.execute("SELECT size, rows, version, mtime_ns FROM files WHERE day = ?", (day,)).fetchone()
         return None if row is None else CommittedFile(*row)
 
-    def marks(self) -> dict[str, int]:
-        """Each producer's mark: everything up to this sequence number is written."""
-        return dict(self._db.execute("SELECT producer, seq FROM marks"))
+    def marks(self, producers: Iterable[str] | None = None) -> dict[str, int]:
+        """Each producer's mark: everything up to this sequence number is written. "" is the sum of folded ones."""
+        query = "SELECT producer, seq FROM marks"
+        return dict(
+            self._db.execute(query) if producers is None else self._matching(f"{query} WHERE producer", producers)
+        )
 
     def counts(self) -> dict[tuple[str, str], int]:
         """All counters, by (day, name)."""
@@ -190,9 +235,51 @@ class Ledger:
         return self._db.execute("SELECT 1 FROM rejects WHERE origin = ?", (origin,)).fetchone() is not None
 
     def producers(self) -> dict[str, ProducerCounters]:
-        """The last known counters of producers that ended or count on another host."""
+        """The last known counters of producers that ended or count on another host. "" is the sum of folded ones."""
         rows = self._db.execute("SELECT producer, offered, accepted, dropped, coerced FROM producers")
         return {producer: ProducerCounters(*counters) for producer, *counters in rows}
+
+    def fold(self, ended_before: int) -> list[str]:
+        """Add up the written producers that ended before a moment (seconds since 1970), and give the folded ones.
+
+        Those of earlier calls are given again until they are forgotten: whoever folds has other places to clear first.
+        """
+        with self._transaction() as db:
+            for statement in _FOLD.split(";")[:-1]:
+                db.execute(statement, (ended_before,) if "?" in statement else ())
+        return [row[0] for row in self._db.execute("SELECT producer FROM ended WHERE at = 0")]
+
+    def forget_folded(self, producers: Iterable[str]) -> None:
+        """Leave nothing of folded producers but their part of the sums."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM ended WHERE producer = ? AND at = 0", ((name,) for name in producers))
+
+    def groups(self) -> dict[str, dict[str, int]]:
+        """The durable groups without Redis: up to which byte of each day file each one is served."""
+        groups: dict[str, dict[str, int]] = {}
+        for name, day, size in self._db.execute("SELECT name, day, size FROM groups"):
+            groups.setdefault(name, {})[day] = size
+        return groups
+
+    def place_group(self, name: str, sizes: Mapping[str, int]) -> None:
+        """Note up to which byte of each of these day files a group is served; one not known before is there then."""
+        with self._transaction() as db:
+            rows = [(name, day, size) for day, size in {"": 0, **sizes}.items()]
+            db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", rows)
+
+    def forget_group(self, name: str) -> bool:
+        """Forget a group without Redis; whether there was one."""
+        return self._db.execute("DELETE FROM groups WHERE name = ?", (name,)).rowcount > 0
+
+    def stream_groups(self) -> dict[str, str]:
+        """The durable groups in Synapse, each with the entry at which it last stood."""
+        return dict(self._db.execute("SELECT name, position FROM stream_groups"))
+
+    def note_stream_groups(self, positions: Mapping[str, str]) -> None:
+        """Note which durable groups there are in Synapse now, and where they stand."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM stream_groups")
+            db.executemany("INSERT INTO stream_groups VALUES (?, ?)", positions.items())
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -211,8 +298,10 @@ def _create(path: Path) -> None:
     draft.touch(mode=PRIVATE_FILE)
     try:
         connection = _connect(draft)
-        connection.execute("PRAGMA journal_mode=WAL")
+        # In this order the tables are in the file itself. In a WAL they would stay behind where the checkpoint of
+        # `close` fails, which it does without a word.
         connection.executescript(_SCHEMA)
+        connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
@@ -231,9 +320,12 @@ def open_ledger(paths: DataPaths, kind: str) -> Iterator[Ledger]:
         ledger.close()
 
 
-def chained_version(version: str, appended: bytes) -> str:
+def chained_version(version: str, appended: Iterable[bytes]) -> str:
     """The version of a file after bytes were appended: SHA-256 over the former version and the bytes."""
-    return hashlib.sha256(version.encode() + appended).hexdigest()
+    digest = hashlib.sha256(version.encode())
+    for part in appended:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def settle_edits(ledger: Ledger, paths: DataPaths, kind: str, days: Iterable[str] | None = None) -> None:

@@ -8,11 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from ingest.errors import WriterBusy
 from ingest.pipeline.adoption import has_unknown_files
-from ingest.pipeline.exactly_once import MAX_BYTES, MAX_RECORDS, Writer
+from ingest.pipeline.exactly_once import MAX_BYTES, MAX_RECORDS, Pending, Writer
 from ingest.pipeline.ledger import Commit, Ledger, Reject
 from ingest.pipeline.locks import FileLock
 from ingest.pipeline.partitions import DataPaths
@@ -23,9 +24,12 @@ from ingest.settings import Settings
 if TYPE_CHECKING:
     from ingest.pipeline.synapse import Shipper
 
+_LARGE = 2_000  # records of a commit that is worth a thread of its own
 IDLE_S = 0.02  # the pause of a writer that found nothing to do
+_ROUND_INTERVAL_S = 0.2  # between two looks whether a producer that has nothing new has ended
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
 _REPORT_INTERVAL_S = 60.0
+_FOLD_INTERVAL_S = 600.0
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +37,14 @@ logger = logging.getLogger(__name__)
 class Source(Protocol):
     """Where a writer takes records from. `read` goes on where it stopped; after a failure a new source is made."""
 
-    def read(self, marks: Mapping[str, int]) -> tuple[list[Batch], list[Reject]]:
-        """The next batches, and what came but is no batch; both empty if there is nothing for now."""
+    def read(self, marks: Mapping[str, int], factor: int = 1) -> tuple[list[Batch], list[Reject]]:
+        """The next batches, and what came but is no batch; both empty if there is nothing for now.
 
-    def acknowledge(self, ledger: Ledger, marks: Mapping[str, int]) -> None:
-        """Let go of everything that the marks cover; called after each commit."""
+        `factor` says how many times the usual amount there may be.
+        """
+
+    def acknowledge(self, ledger: Ledger, marks: Mapping[str, int], *, last: bool = False) -> None:
+        """Let go of everything that the marks cover; called after each commit, and at the end as the `last` time."""
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -49,20 +56,34 @@ class SpoolSource:
     def __init__(self, settings: Settings, kind: str) -> None:
         """Look at nothing yet."""
         self._reader = SpoolReader(settings.spool, kind)
+        self._acknowledged: dict[str, int] = {}
+        self._fold_after_s = timedelta(days=max(1, settings.key_days)).total_seconds()  # pipeline/ledger.py says why
+        self._next_round = self._next_fold = 0.0
 
-    def read(self, marks: Mapping[str, int]) -> tuple[list[Batch], list[Reject]]:
+    def read(self, marks: Mapping[str, int], factor: int = 1) -> tuple[list[Batch], list[Reject]]:
         """The next batches of all producers on this host."""
         self._reader.refresh(marks)
-        return self._reader.read(MAX_RECORDS, MAX_BYTES), []
+        return self._reader.read(factor * MAX_RECORDS, factor * MAX_BYTES), []
 
-    def acknowledge(self, ledger: Ledger, marks: Mapping[str, int]) -> None:
+    def acknowledge(self, ledger: Ledger, marks: Mapping[str, int], *, last: bool = False) -> None:
         """Delete segments that are written; a producer that ended leaves its counters in the ledger."""
+        is_round = last or time.monotonic() >= self._next_round
+        if is_round:
+            self._next_round = time.monotonic() + _ROUND_INTERVAL_S
         for name, producer in list(self._reader.producers.items()):
             mark = marks.get(name, 0)
+            if not is_round and mark == self._acknowledged.get(name):
+                continue
+            self._acknowledged[name] = mark
             if producer.release(mark):
-                ledger.commit(Commit(producers={name: producer.final_counters(mark)}))
+                final = producer.final_counters(mark)
+                ledger.commit(Commit(producers={name: final}, ended={name: int(time.time())}))
                 self._reader.forget(name)
+                del self._acknowledged[name]
                 producer.remove()
+        if time.monotonic() >= self._next_fold:  # behind the removal: a folder that is read again needs its mark
+            self._next_fold = time.monotonic() + _FOLD_INTERVAL_S
+            ledger.forget_folded(ledger.fold(int(time.time() - self._fold_after_s)))
 
     def close(self) -> None:
         """Close all segments."""
@@ -70,7 +91,11 @@ class SpoolSource:
 
 
 class KindWriter:
-    """One kind's writer and its source, made anew from the ledger after each failure."""
+    """One kind's writer and its source, made anew from the ledger after each failure.
+
+    While one batch is written and fsynced, in a thread of its own, the next one is read and turned into rows: the disk
+    and the processor are both kept busy. Acknowledged is what is committed, and nothing else.
+    """
 
     def __init__(self, settings: Settings, kind: str) -> None:
         """Name the kind; nothing is opened before the first step."""
@@ -79,12 +104,14 @@ class KindWriter:
         self._settings = settings
         self._writer: Writer | None = None
         self._source: Source | None = None
+        self._committing: _Commit | None = None
 
     def step(self) -> int:
         """Write what the source has now; gives how many records were new. The lock has to be held.
 
-        Raises what went wrong, mostly TdsError, OSError or sqlite3.Error; nothing is lost, and the next step starts
-        from the ledger.
+        Many at once may be under way to the disk when it returns; the next step, or `finish`, sees to them. Raises
+        what went wrong, mostly TdsError, OSError or sqlite3.Error; nothing is lost, and the next step starts from the
+        ledger.
         """
         try:
             if self._writer is None:
@@ -92,21 +119,42 @@ class KindWriter:
                 self._writer.import_day_files()
             if self._source is None:
                 self._source = _make_source(self._settings, self.kind)
-            writer, source = self._writer, self._source
-            batches, strays = source.read(writer.marks)
-            written = writer.write(batches, strays)
-            source.acknowledge(writer.ledger, writer.marks)
-            if writer.files.has_received:
-                writer.import_day_files()
+            batches, strays = self._source.read(self._writer.marks, self._writer.factor)
+            pending = self._writer.prepare(batches, strays)
+            self._settle(self._writer, self._source)
+            self._committing = _Commit(self._writer, pending)
+            if pending.new < _LARGE:
+                self._settle(self._writer, self._source)
         except BaseException:
             self.reset()
             raise
-        return written
+        return pending.new
+
+    def finish(self) -> None:
+        """See to the end of what is under way. Raises as `step`."""
+        try:
+            if self._writer is not None and self._source is not None:
+                self._settle(self._writer, self._source)
+                self._source.acknowledge(self._writer.ledger, self._writer.marks, last=True)
+        except BaseException:
+            self.reset()
+            raise
+
+    def _settle(self, writer: Writer, source: Source) -> None:
+        committing, self._committing = self._committing, None
+        if committing is not None:
+            committing.wait()
+            source.acknowledge(writer.ledger, writer.marks)
+            if writer.files.has_received:
+                writer.import_day_files()
 
     def reset(self) -> None:
-        """Close writer and source; the lock is kept."""
+        """Close writer and source; the lock is kept. What is under way comes to its end, but is not acknowledged."""
+        committing, self._committing = self._committing, None
         source, self._source = self._source, None
         writer, self._writer = self._writer, None
+        if committing is not None:
+            committing.join()
         if source is not None:
             source.close()
         if writer is not None:
@@ -116,6 +164,36 @@ class KindWriter:
         """Close everything and let the lock go."""
         self.reset()
         self.lock.release()
+
+
+class _Commit:
+    """A commit under way: a large one in a thread of its own, a small one done at once."""
+
+    def __init__(self, writer: Writer, pending: Pending) -> None:
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        if pending.new < _LARGE:
+            writer.commit(pending)
+        else:
+            self._thread = threading.Thread(target=self._run, args=(writer, pending), name="tds-commit", daemon=True)
+            self._thread.start()
+
+    def _run(self, writer: Writer, pending: Pending) -> None:
+        try:
+            writer.commit(pending)
+        except BaseException as err:  # noqa: BLE001 - raised where it is waited for
+            self._error = err
+
+    def join(self) -> None:
+        """Wait for its end, good or bad."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def wait(self) -> None:
+        """Wait for its end; raises what went wrong."""
+        self.join()
+        if self._error is not None:
+            raise self._error
 
 
 class Retry:
@@ -194,6 +272,7 @@ def drain(settings: Settings, kinds: Iterable[str]) -> None:
                 left = sum(counters.accepted for counters in spooled_heads(settings.spool, kind).values())
                 while (written := writer.step()) and left > 0:
                     left -= written
+                writer.finish()
         finally:
             writer.close()
 
@@ -219,6 +298,8 @@ def _serve(settings: Settings, writer: KindWriter, stop: threading.Event, report
         while not stop.is_set():
             try:
                 moved = (0 if shipper is None else shipper.step()) + writer.step()
+                if stop.is_set():
+                    writer.finish()
             except Exception as err:  # noqa: BLE001 - whatever it is: said, and tried again from the ledger
                 stop.wait(retry.failed(writer.kind, err))
                 continue

@@ -262,6 +262,14 @@ def check_ledgers(settings: Settings) -> Iterator[Check]:
             continue
         try:
             committed = _read_ledger(path)
+        except sqlite3.OperationalError as err:  # it could not be looked at, which says nothing of its content
+            free = shutil.disk_usage(path.parent).free
+            yield Check(
+                f"{kind} ledger", "broken", f"{path}: {err}; {free:,} bytes are free on its disk",
+                "make room there, or see to the disk and the folder's rights, and ask again; nothing says that the "
+                "file is damaged",
+            )  # fmt: skip
+            continue
         except (sqlite3.Error, DamagedFile) as err:
             yield Check(
                 f"{kind} ledger", "broken", f"{path}: {err}",

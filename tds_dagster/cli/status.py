@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import typer
 
+from ingest.errors import SynapseUnavailable
 from ingest.pipeline.accounting import account
 from ingest.pipeline.ledger import open_ledger
+from ingest.pipeline.locks import FileLock
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import SpooledProducer, spooled_heads
+from ingest.pipeline.subscription import first_unread, group_lock
 from ingest.records import KINDS, ingest_time, timestamp_text
 from ingest.settings import Settings, read_settings
 from tds_dagster.cli.arguments import JsonOption
@@ -22,6 +26,14 @@ from tds_dagster.cli.output import Cell, duration_text, print_json, print_table,
 
 EXAMPLE = "tds status"
 _LOOKS = 3  # calls go on while we count, so an account that does not add up is counted again
+
+
+class GroupStatus(msgspec.Struct, frozen=True):
+    """A durable group of subscribers."""
+
+    consumers: int
+    pending: int  # entries that its consumers have in hand; 0 without Redis
+    behind_s: float | None  # age of the oldest record that it has not acknowledged; null if it has them all
 
 
 class KindStatus(msgspec.Struct, frozen=True):
@@ -46,7 +58,8 @@ class KindStatus(msgspec.Struct, frozen=True):
     first_day: str | None  # YYYY-MM-DD
     last_day: str | None
     last_written: str | None  # when a day file was last appended to, RFC 3339
-    lag_s: float | None  # age of the oldest record that waits in this host's spool; null if nothing waits there
+    lag_s: float | None  # age of the oldest record that waits in this host's spool or in Synapse; null if none does
+    groups: dict[str, GroupStatus] | None  # durable groups of subscribers; null if Redis does not answer
     disk_bytes: int  # CSV, Parquet, JSONL and quarantine
     writer_alive: bool  # a process holds the writer's lock
     balanced: bool  # the account adds up
@@ -85,7 +98,8 @@ def show_status(*, as_json: JsonOption = False) -> None:
 
 def read_status(settings: Settings) -> Status:
     """Count all kinds. Nothing is changed by it."""
-    kinds = {kind: _counted_again(lambda kind=kind: _kind_status(settings, kind)) for kind in KINDS}  # type: ignore[misc]
+    streams = None if settings.redis_url is None else _in_synapse(settings)
+    kinds = {kind: _counted_again(lambda kind=kind: _kind_status(settings, kind, streams)) for kind in KINDS}  # type: ignore[misc]
     off = [kind for kind, status in kinds.items() if not status.balanced]
     return Status(
         data_dir=str(settings.data_dir),
@@ -108,7 +122,61 @@ def _counted_again(count: Callable[[], KindStatus]) -> KindStatus:
     return status
 
 
-def _kind_status(settings: Settings, kind: str) -> KindStatus:
+class _InSynapse(NamedTuple):
+    """What waits in one kind's stream."""
+
+    lag_s: float | None  # age of the oldest entry that the writer has not acknowledged
+    groups: dict[str, GroupStatus]
+
+
+def _in_synapse(settings: Settings) -> dict[str, _InSynapse] | None:
+    """Every kind's stream; None if Redis does not answer."""
+    from ingest.pipeline.synapse import (
+        GROUP,
+        StreamGroup,
+        connect,
+        redis_errors,
+        stream_groups,
+        waiting_since_ms,
+    )
+
+    client, streams = connect(settings, timeout_s=1.0), {}
+
+    def behind_s(kind: str, group: StreamGroup) -> float | None:
+        since_ms = waiting_since_ms(client, kind, group)
+        return None if since_ms is None else max(0.0, time.time() - since_ms / 1000)
+
+    try:
+        with redis_errors(settings):
+            for kind in KINDS:
+                groups = stream_groups(client, kind)
+                writer = groups.pop(GROUP, StreamGroup((0, 0), 0, 0))  # no writer has been here: all of it waits
+                streams[kind] = _InSynapse(
+                    behind_s(kind, writer),
+                    {name: GroupStatus(g.consumers, g.pending, behind_s(kind, g)) for name, g in groups.items()},
+                )
+    except SynapseUnavailable:
+        return None
+    finally:
+        client.close()
+    return streams
+
+
+def _groups_of_files(paths: DataPaths, kind: str) -> dict[str, GroupStatus]:
+    """The durable groups without Redis."""
+    if not paths.ledger(kind).exists():
+        return {}
+    with open_ledger(paths, kind) as ledger:
+        groups = ledger.groups()
+    found = {}
+    for name, places in groups.items():
+        since = first_unread(paths, kind, places)
+        behind_s = None if since is None else max(0.0, (datetime.now(UTC) - since).total_seconds())
+        found[name] = GroupStatus(int(FileLock.is_taken(group_lock(paths, kind, name))), 0, behind_s)
+    return found
+
+
+def _kind_status(settings: Settings, kind: str, streams: dict[str, _InSynapse] | None) -> KindStatus:
     from tds_dagster.export import day_accounts, total_account
 
     paths = DataPaths(settings.data_dir)
@@ -121,6 +189,10 @@ def _kind_status(settings: Settings, kind: str) -> KindStatus:
         with open_ledger(paths, kind) as ledger:
             files = ledger.files()
     days = list(files)
+    lags = [_lag_s(settings, kind) if at_ingest.waiting else None, streams[kind].lag_s if streams else None]
+    groups = streams[kind].groups if streams else None
+    if settings.redis_url is None:
+        groups = _groups_of_files(paths, kind)
     last_ns = max((file.mtime_ns for file in files.values()), default=None)
     return KindStatus(
         offered=at_ingest.offered,
@@ -142,7 +214,8 @@ def _kind_status(settings: Settings, kind: str) -> KindStatus:
         first_day=days[0] if days else None,
         last_day=days[-1] if days else None,
         last_written=None if last_ns is None else _time_text(last_ns),
-        lag_s=_lag_s(settings, kind) if at_ingest.waiting else None,
+        lag_s=max((lag for lag in lags if lag is not None), default=None),
+        groups=groups,
         disk_bytes=sum(_folder_bytes(folder) for folder in _kind_folders(paths, kind)),
         writer_alive=at_ingest.writer_alive,
         balanced=at_ingest.balanced and by_day.balanced and not bad_days,
@@ -181,6 +254,12 @@ def _print_status(status: Status) -> None:
         ):
             if n:
                 typer.echo(f"{kind}: {n:,} {what}")
+        for name, group in (s.groups or {}).items():
+            behind = "has read everything" if group.behind_s is None else f"is {duration_text(group.behind_s)} behind"
+            in_hand = f", {group.pending:,} entries in hand" if group.pending else ""
+            typer.echo(f"{kind}: group {name} {behind}; {group.consumers:,} consumers{in_hand}")
+    if any(s.groups is None for s in status.kinds.values()):
+        typer.echo(f"{status.synapse} does not answer: what waits there is not shown, `tds doctor` says more")
     where = status.synapse or "embedded, no Redis"
     typer.echo(
         f"{status.data_dir} ({where}): spool {size_text(status.spool_bytes)}, {size_text(status.free_bytes)} free"
@@ -189,9 +268,9 @@ def _print_status(status: Status) -> None:
 
 
 def _lag_text(status: KindStatus) -> str:
-    if not status.waiting:
-        return "none"
-    return "unknown" if status.lag_s is None else duration_text(status.lag_s)
+    if status.lag_s is not None:
+        return duration_text(status.lag_s)
+    return "unknown" if status.waiting else "none"
 
 
 def _lag_s(settings: Settings, kind: str) -> float | None:

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from typer.testing import Result
 from ingest import Settings, TrainingDataStore
 from ingest.pipeline.partitions import DataPaths
 from ingest.records import KINDS
+from tds_dagster.cli import diagnosis
 from tds_dagster.cli.doctor import Diagnosis
 from tds_dagster.cli.status import KindStatus, Status
 from tests.parts import RedisServer, free_port, run_python
@@ -37,9 +40,9 @@ def leave_in_spool(settings: Settings, n: int) -> None:
     """Store records in a process that ends before anything is written."""
     code = (
         "import os, sys\nfrom dataclasses import dataclass\nfrom ingest import read_settings\n"
-        "from ingest.calls import BlockingCalls\nfrom ingest.pipeline.spool import Spool\n"
+        "from ingest.calls import BlockingCalls, Recorder\nfrom ingest.pipeline.spool import Spool\n"
         "settings = read_settings()\nspool = Spool(settings, 'events')\n"
-        "calls = BlockingCalls(settings, lambda kind, line, coerced: bool(spool.append(line)))\n"
+        "calls = BlockingCalls('agent', Recorder(lambda kind: spool))\n"
         "for n in range(int(sys.argv[1])):\n    calls.store_agent_event('e', timestamp='2024-05-15T08:00:00Z')\n"
         "os._exit(9)\n"
     )
@@ -130,6 +133,24 @@ def test_a_healthy_folder_has_only_good_findings(tds: Tds, store: TrainingDataSt
     assert {state for state, _, _ in found.values()} == {"ok"}
     assert found["ledgers"][1].startswith("1 day files are in the ledgers")
     assert tds("doctor").stdout.endswith("all is well\n")
+
+
+def test_a_ledger_that_cannot_be_opened_is_not_called_damaged(
+    tds: Tds, store: TrainingDataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_events(store, 3)
+    store.sync.flush()
+    store.sync.close()
+
+    def refused(path: Path) -> object:
+        raise sqlite3.OperationalError("disk I/O error")  # what SQLite says on a disk without room
+
+    monkeypatch.setattr(diagnosis, "_read_ledger", refused)
+    state, message, advice = findings(tds, 1)["events ledger"]
+    assert state == "broken"
+    assert re.search(r"disk I/O error; [\d,]+ bytes are free", message)
+    assert advice.startswith("make room")
+    assert "backup" not in advice
 
 
 def test_a_damaged_ledger_is_found_and_the_other_kinds_are_still_looked_at(

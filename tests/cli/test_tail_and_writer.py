@@ -128,3 +128,73 @@ def test_a_writer_that_cannot_write_the_data_folder_says_so_and_exits_with_1(
     assert writer.returncode == 1
     assert "\nError: " in err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("through_redis", [False, True])
+def test_tail_in_a_group_goes_on_where_the_group_stands_and_status_shows_how_far_it_is(
+    settings: Settings, redis_server: RedisServer, start_tds: StartTds, through_redis: bool
+) -> None:
+    if through_redis:
+        settings = msgspec.structs.replace(settings, redis_url=redis_server.url)
+        start_tds("writer", "events", settings=settings)
+        wait_until(lambda: is_written(settings, "events"), "the writer is at work")
+    store = TrainingDataStore(settings)
+
+    def groups() -> dict[str, dict[str, object]]:
+        out, _ = start_tds("status", "--json", settings=settings).communicate(timeout=20)
+        return dict(json.loads(out)["kinds"]["events"]["groups"])
+
+    tail = start_tds("tail", "events", "--group", "trainer", settings=settings)
+    wait_until(lambda: "trainer" in groups(), "the group is made")
+    for n in range(3):
+        store.sync.store_agent_event("e", payload=n)
+        store.sync.flush()
+    first = [line["payload"] for line in read_lines(tail, 3)]
+    tail.send_signal(signal.SIGINT)
+    assert tail.wait(20) == 0
+    assert first == [0, 1, 2]
+    for n in range(3, 6):
+        store.sync.store_agent_event("e", payload=n)
+        store.sync.flush()
+    behind = groups()["trainer"]
+    assert isinstance(behind["behind_s"], float)
+    assert 0 < behind["behind_s"] < 60
+    tail = start_tds("tail", "events", "--group", "trainer", settings=settings)
+    assert [line["payload"] for line in read_lines(tail, 3)][-1] in {4, 5}, "at most the one in hand comes again"
+    tail.send_signal(signal.SIGINT)
+    tail.communicate(timeout=20)
+    forget = start_tds("tail", "events", "--group", "trainer", "--forget", settings=settings)
+    assert forget.communicate(timeout=20)[0] == "events: group trainer is forgotten\n"
+    again = start_tds("tail", "events", "--group", "trainer", "--forget", settings=settings)
+    assert again.communicate(timeout=20)[0] == "events: there is no group trainer\n"
+    assert groups() == {}
+    store.sync.close()
+
+
+def test_forgetting_without_a_group_and_a_name_that_is_taken_are_told(start_tds: StartTds) -> None:
+    forget = start_tds("tail", "events", "--forget")
+    assert "--group NAME" in forget.communicate(timeout=20)[1]
+    assert forget.returncode == 2
+    tail = start_tds("tail", "events", "--group", "writer")
+    assert "choose a name" in tail.communicate(timeout=20)[1]
+    assert tail.returncode in {1, 2}
+
+
+def test_status_tells_how_long_records_wait_in_synapse_and_what_it_cannot_see(
+    settings: Settings, redis_server: RedisServer, start_tds: StartTds
+) -> None:
+    through_redis = msgspec.structs.replace(settings, redis_url=redis_server.url, spool_dir=settings.data_dir / "here")
+    elsewhere = TrainingDataStore(msgspec.structs.replace(through_redis, spool_dir=settings.data_dir / "other host"))
+    elsewhere.sync.store_agent_event("e")
+
+    def events() -> dict[str, object]:
+        out, _ = start_tds("status", "--json", settings=through_redis).communicate(timeout=20)
+        return dict(json.loads(out)["kinds"]["events"])
+
+    wait_until(lambda: events()["lag_s"] is not None, "it waits in Synapse, of a spool that is not here")
+    assert events()["groups"] == {}
+    elsewhere.sync.close()
+    redis_server.kill()
+    assert events()["groups"] is None
+    out, _ = start_tds("status", settings=through_redis).communicate(timeout=20)
+    assert "does not answer" in out

@@ -91,8 +91,11 @@ def test_what_is_not_run_is_little_and_says_why() -> None:
 
 
 def test_every_block_is_one_of_a_kind_that_is_run() -> None:
-    """`console` and `text` hold output and pictures; a block without a language would be passed over unseen."""
-    known = {"sh", "python", "console", "text", "json", "mermaid"}
+    """`console` and `text` hold output and pictures; a block without a language would be passed over unseen.
+
+    `js` is run by tests/ingest/test_synapse_readers.py, where there is a node.
+    """
+    known = {"sh", "python", "console", "text", "json", "mermaid", "js"}
     for page in PAGES:
         opened = re.findall(r"^```(.*)$", (PROJECT / page).read_text(encoding="utf-8"), re.MULTILINE)[::2]
         assert set(opened) <= known, page

@@ -37,6 +37,8 @@ def test_every_variable_reaches_its_field() -> None:
             "TDS_KEY_DAYS": "0",
             "TDS_KEEP_RANGES": "3",
             "TDS_SYNAPSE_RETENTION": " 60 ",
+            "TDS_GROUP_RETENTION": "120",
+            "TDS_GROUP_IDLE": "5",
             "TDS_DAGSTER_POSTGRES_URL": "postgresql://u@db/dagster",
             "TDS_FAILPOINT": "appended",
         }
@@ -54,6 +56,8 @@ def test_every_variable_reaches_its_field() -> None:
         key_days=0,
         keep_ranges=3,
         synapse_retention=60,
+        group_retention=120,
+        group_idle=5,
         dagster_postgres_url="postgresql://u@db/dagster",
         failpoint="appended",
     )
@@ -100,6 +104,8 @@ def test_a_size_may_carry_a_unit(text: str, size: int) -> None:
         ("TDS_KEY_DAYS", "1.5", "a whole number of 0 or more"),
         ("TDS_KEEP_RANGES", "0", "1 or more"),
         ("TDS_SYNAPSE_RETENTION", "1h", "a whole number of 0 or more"),
+        ("TDS_GROUP_RETENTION", "3d", "a whole number of 0 or more"),
+        ("TDS_GROUP_IDLE", "0", "1 or more"),
         ("TDS_REDIS_URL", "localhost:6379", "redis:// or rediss:// or unix://"),
         ("TDS_DAGSTER_POSTGRES_URL", "mysql://db", "postgresql:// or postgres://"),
         ("TDS_DAGSTER_POSTGRES_URL", "db", "postgresql:// or postgres://"),

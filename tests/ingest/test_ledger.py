@@ -1,5 +1,6 @@
 """The ledger: whole transactions, opened by many at once."""
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -52,4 +53,19 @@ def test_a_mark_never_goes_back_and_counters_add_up(tmp_path: Path) -> None:
         ledger.commit(change)
     assert ledger.marks() == {"p": 5}
     assert ledger.counts() == {("2026-01-01", "duplicates"): 4}
+    ledger.close()
+
+
+def test_a_ledger_of_an_earlier_version_gets_the_tables_that_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "events.sqlite"
+    ledger = Ledger(path)
+    ledger.commit(Commit(marks={"p": 3}))
+    ledger.close()
+    old = sqlite3.connect(path)
+    old.executescript("DROP TABLE groups; PRAGMA user_version = 0")
+    old.close()
+    ledger = Ledger(path)
+    ledger.place_group("g", {"2026-01-02": 7})
+    assert ledger.groups() == {"g": {"": 0, "2026-01-02": 7}}
+    assert ledger.marks() == {"p": 3}
     ledger.close()

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest import NotAccepted, Settings
+from ingest import NotAccepted, Settings, TrainingDataStore
 from ingest.pipeline.spool import Spool, SpooledProducer, SpoolReader, read_counters
+from tests.parts import csv_rows
 
 SEGMENT = 4096
 
@@ -23,8 +24,8 @@ def small(tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path / "data", spool_segment_bytes=SEGMENT, max_record_bytes=100_000)
 
 
-def read_all(spool: Spool, mark: int = 0, at_once: int = 1000) -> list[bytes | None]:
-    producer, lines = SpooledProducer(spool.folder, mark), list[bytes | None]()
+def read_all(spool: Spool, mark: int = 0, at_once: int = 1000) -> list[bytes]:
+    producer, lines = SpooledProducer(spool.folder, mark), list[bytes]()
     while batch := producer.read(at_once, 1 << 30):
         assert batch.first_seq == mark + len(lines) + 1
         lines += batch.lines
@@ -34,8 +35,8 @@ def read_all(spool: Spool, mark: int = 0, at_once: int = 1000) -> list[bytes | N
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_records_come_back_in_order_whatever_the_batch_size(small: Settings, at_once: int) -> None:
     spool = Spool(small, "events")
-    lines: list[bytes | None] = [b"%d" % n * 40 for n in range(1000)]
-    assert all(spool.append(line or b"") for line in lines)
+    lines: list[bytes] = [b"%d" % n * 40 for n in range(1000)]
+    assert all(spool.append(line) for line in lines)
     assert len(list(spool.folder.glob("*.seg"))) > 5
     assert read_all(spool, at_once=at_once) == lines
     assert read_all(spool, mark=990, at_once=at_once) == lines[990:]
@@ -44,9 +45,9 @@ def test_records_come_back_in_order_whatever_the_batch_size(small: Settings, at_
 @pytest.mark.parametrize("over", [-1, 0, 1])
 def test_a_record_that_just_fits_a_segment_and_one_that_just_does_not_are_both_kept(small: Settings, over: int) -> None:
     spool = Spool(small, "events")
-    exact = SEGMENT - 16 - 16 - 4
-    lines: list[bytes | None] = [b"x" * (exact + over), b"y" * (exact + over), b"z"]
-    assert all(spool.append(line or b"") for line in lines)
+    exact = SEGMENT - 16 - 1 - 8  # header, line feed, entry of the index
+    lines: list[bytes] = [b"x" * (exact + over), b"y" * (exact + over), b"z"]
+    assert all(spool.append(line) for line in lines)
     assert read_all(spool) == lines
 
 
@@ -54,7 +55,7 @@ def test_a_reader_that_reads_along_sees_each_record_once(small: Settings) -> Non
     spool = Spool(small, "events")
     spool.append(b"first")
     producer = SpooledProducer(spool.folder, 0)
-    seen: list[bytes | None] = []
+    seen: list[bytes] = []
     for n in range(500):
         spool.append(b"%d" % n * 30)
         batch = producer.read(3, 1 << 20)
@@ -95,12 +96,13 @@ def test_a_damaged_frame_becomes_a_tombstone_and_the_ones_behind_it_are_kept(sma
     spool.close()
     segment = next(spool.folder.glob("*.seg"))
     damage(segment, lambda content: content.__setitem__(content.index(b"record 2"), ord("X")))
-    assert read_all(spool) == [b"record 0", b"record 1", None, b"record 3", b"record 4"]
+    assert read_all(spool) == [b"record 0", b"record 1", b"", b"record 3", b"record 4"]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 1000])
+@pytest.mark.parametrize("zeros", [slice(1000, 3000), slice(1000, None)], ids=["lines", "lines and their index"])
 def test_what_a_power_cut_left_as_zeros_is_counted_as_lost_and_later_segments_are_read(
-    small: Settings, at_once: int
+    small: Settings, at_once: int, zeros: slice
 ) -> None:
     spool = Spool(small, "events")
     for n in range(300):
@@ -108,12 +110,12 @@ def test_what_a_power_cut_left_as_zeros_is_counted_as_lost_and_later_segments_ar
     spool.close()
     first = min(spool.folder.glob("*.seg"))
     following = int(sorted(spool.folder.glob("*.seg"))[1].stem)
-    damage(first, lambda content: content.__setitem__(slice(1000, None), bytes(len(content) - 1000)))
+    damage(first, lambda content: content.__setitem__(zeros, bytes(len(content[zeros]))))
     lines = read_all(spool, at_once=at_once)
     assert len(lines) == 300
     assert lines[following - 1 :] == [b"%03d" % n * 20 for n in range(following - 1, 300)]
-    assert None in lines[: following - 1]
-    assert lines[0] == b"000" * 20
+    assert b"" in lines[: following - 1]
+    assert (lines[0] == b"000" * 20) == (zeros.stop is not None)
 
 
 def test_a_torn_last_frame_of_a_dead_producer_is_counted_as_lost(small: Settings) -> None:
@@ -123,7 +125,7 @@ def test_a_torn_last_frame_of_a_dead_producer_is_counted_as_lost(small: Settings
     spool.close()
     segment = next(spool.folder.glob("*.seg"))
     damage(segment, lambda content: content.__setitem__(content.index(b"record 2"), ord("X")))
-    assert read_all(spool) == [b"record 0", b"record 1", None]
+    assert read_all(spool) == [b"record 0", b"record 1", b""]
 
 
 def test_a_live_producers_unfinished_tail_is_waited_for(small: Settings) -> None:
@@ -153,7 +155,7 @@ def test_segments_are_deleted_when_the_mark_covers_them_and_the_last_one_when_th
     reader = SpoolReader(small.spool, "events")
     reader.refresh({})
     batches = reader.read(1000, 1 << 30)
-    assert len(batches[0].lines) == 300
+    assert sum(batch.count for batch in batches) == 300
     producer = reader.producers[spool.producer]
     before = len(list(spool.folder.glob("*.seg")))
     assert not producer.release(100)
@@ -246,7 +248,7 @@ class Interrupt(Exception):
     pass
 
 
-@pytest.mark.parametrize("moment", ["before the frame", "after the frame"])
+@pytest.mark.parametrize("moment", ["before the record", "after the record"])
 def test_an_exception_out_of_a_signal_handler_in_the_middle_of_a_call_costs_no_other_record(
     small: Settings, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -255,9 +257,9 @@ def test_an_exception_out_of_a_signal_handler_in_the_middle_of_a_call_costs_no_o
     segment_type: Any = type(spool._segment)
     real_append = segment_type.append
 
-    def interrupted(segment: object, seq: int, line: bytes) -> None:
-        if moment == "after the frame":
-            real_append(segment, seq, line)
+    def interrupted(segment: object, line: bytes) -> None:
+        if moment == "after the record":
+            real_append(segment, line)
         raise Interrupt
 
     with monkeypatch.context() as fault:
@@ -265,7 +267,7 @@ def test_an_exception_out_of_a_signal_handler_in_the_middle_of_a_call_costs_no_o
         with pytest.raises(Interrupt):
             spool.append(b"interrupted")
     assert spool.append(b"second")
-    expected = [b"first", b"interrupted", b"second"] if moment == "after the frame" else [b"first", b"second"]
+    expected = [b"first", b"interrupted", b"second"] if moment == "after the record" else [b"first", b"second"]
     assert read_all(spool) == expected
     counters = spool.counters
     assert (counters.accepted, counters.offered) == (len(expected), len(expected))
@@ -306,7 +308,7 @@ def test_signals_that_raise_all_the_time_lose_no_record_whose_id_was_given(small
         signal.signal(signal.SIGALRM, former)
     found = read_all(spool)
     assert interrupted > 100
-    assert None not in found
+    assert b"" not in found
     assert set(stored) <= set(found)
     assert len(found) == len(set(found)) == spool.counters.accepted
     spool.close()
@@ -330,7 +332,7 @@ def test_what_a_power_cut_left_empty_breaks_no_reader(small: Settings, name: str
     reader = SpoolReader(small.spool, "events")
     reader.refresh({})
     lines = [line for batch in reader.read(10, 1 << 20) for line in batch.lines]
-    assert lines == ([b"x"] if name == "counters" else [None])
+    assert lines == ([b"x"] if name == "counters" else [b""])
 
 
 def test_records_of_segments_that_are_gone_are_given_as_lost_a_batch_at_a_time(small: Settings) -> None:
@@ -341,11 +343,11 @@ def test_records_of_segments_that_are_gone_are_given_as_lost_a_batch_at_a_time(s
     for path in later[:-1]:
         path.unlink()
     first_left = int(later[-1].stem)
-    producer, lines = SpooledProducer(spool.folder, 0), list[bytes | None]()
+    producer, lines = SpooledProducer(spool.folder, 0), list[bytes]()
     while batch := producer.read(7, 1 << 20):
         assert len(batch.lines) <= 7
         lines += batch.lines
-    assert lines == [None] * (first_left - 1) + [b"%03d" % n * 20 for n in range(first_left - 1, 1000)]
+    assert lines == [b""] * (first_left - 1) + [b"%03d" % n * 20 for n in range(first_left - 1, 1000)]
 
 
 def test_with_always_each_record_and_its_folder_entry_are_on_the_disk_when_the_call_returns(
@@ -367,3 +369,83 @@ def test_the_spool_is_private(small: Settings) -> None:
     for path in small.data_dir.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
     assert small.data_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_reader_follows_a_live_producer_from_segment_to_segment_and_misses_nothing(small: Settings) -> None:
+    spool, found, lines = Spool(small, "events"), list[bytes](), list[bytes]()
+    producer = SpooledProducer(spool.folder, 0)
+    for burst in range(1, 60):
+        for n in range(burst):
+            lines.append(b"%d %d " % (burst, n) + b"x" * (7 * n))
+            assert spool.append(lines[-1])
+        while batch := producer.read(burst % 7 + 1, 2000):
+            found += batch.lines
+    assert found == lines
+
+
+def test_a_record_over_a_batchs_limit_comes_alone(small: Settings) -> None:
+    spool = Spool(small, "events")
+    for _ in range(3):
+        spool.append(b"x" * 1000)
+    producer = SpooledProducer(spool.folder, 0)
+    batch = producer.read(10, 999)
+    assert batch is not None
+    assert batch.count == 1
+
+
+def test_threads_that_store_at_once_do_not_hand_each_call_to_one_another(settings: Settings) -> None:
+    spool, waits = Spool(settings, "events"), list[int]()
+    sleep, began = time.sleep, threading.Barrier(8)
+
+    def append_many() -> None:
+        began.wait()
+        for _ in range(2_000):
+            spool.append(b"x" * 300)
+
+    def counted(seconds: float) -> None:
+        waits.append(1)
+        sleep(seconds)
+
+    threads = [threading.Thread(target=append_many) for _ in range(8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ingest.pipeline.spool.time.sleep", counted)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert spool.counters.accepted == 16_000
+    assert len(waits) < 4_000, "most calls found their turn free"
+
+
+def test_a_signal_handler_may_store_and_close_in_the_middle_of_a_call(tmp_path: Path) -> None:
+    store = TrainingDataStore(Settings(data_dir=tmp_path / "data")).sync
+    ids: list[str | None] = []
+    closed = handled = 0
+    interrupted = False
+
+    def handler(*_: object) -> None:
+        nonlocal closed, handled, interrupted
+        handled += 1
+        ids.append(store.store_agent_event("from the handler"))
+        interrupted |= bool(store._set_aside)
+        if handled % 100 == 0:
+            closed += 1
+            store.close()
+        signal.setitimer(signal.ITIMER_REAL, 0.0003)
+
+    former = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003)
+    try:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            ids.append(store.store_agent_event("from the loop"))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert closed > 3
+    assert interrupted, "a handler met a call in its middle"
+    assert None not in ids
+    store.flush(60)
+    store.close()
+    rows = csv_rows(Settings(data_dir=tmp_path / "data"), "events")
+    assert sorted(str(row["record_id"]) for row in rows) == sorted(map(str, ids))

@@ -18,7 +18,7 @@ import redis
 from ingest import FlushTimeout, Settings, TrainingDataStore
 from ingest.errors import InvalidSetting, SynapseUnavailable
 from ingest.pipeline.accounting import account
-from ingest.pipeline.ledger import open_ledger
+from ingest.pipeline.ledger import Commit, open_ledger
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import Spool
 from ingest.pipeline.synapse import Shipper, StreamSource, marks_key, producers_key, stream_key
@@ -289,7 +289,8 @@ os._exit(0)
 def test_the_writers_host_ships_what_dead_processes_left_in_its_own_spool(remote: Settings) -> None:
     leave_behind(remote, "left behind")
     with writing(remote):
-        wait_until(lambda: names(remote) == ["left behind"], "it is written")
+        wait_until(lambda: account(remote, "events").stored == 1, "it is written")
+    assert names(remote) == ["left behind"]
 
 
 def test_trimming_keeps_what_is_unread_and_what_is_young(
@@ -434,3 +435,49 @@ def test_the_counters_of_producers_are_published(
         agent.sync.flush()
         wait_until(lambda: client.hlen(producers_key("events")) == 1, "its counters are in Redis")
         wait_until(lambda: b'"accepted":1' in client.hvals(producers_key("events"))[0], "they are up to date")
+
+
+def test_an_entry_read_while_another_commit_was_under_way_is_acknowledged_only_with_its_own(
+    remote: Settings, client: redis.Redis
+) -> None:
+    def pending() -> int:
+        return int(client.xpending(stream_key("events"), "writer")["pending"])
+
+    source = StreamSource(remote, "events")
+    record = msgspec.json.encode({"record_id": "r", "timestamp": "2024-05-15T08:30:00.000000Z", "event_type": "x"})
+    for seq in (1, 2):
+        client.xadd(stream_key("events"), {"v": 1, "p": "p", "o": seq, "n": 1, "d": record})
+    client.xadd(stream_key("events"), {"hello": "stray"})
+    client.xadd(stream_key("events"), {"to be": "deleted"})
+    with open_ledger(DataPaths(remote.data_dir), "events") as ledger:
+        source.read({})  # what is pending: nothing
+        strays = source.read({})[1]
+        assert len(strays) == 2
+        source.acknowledge(ledger, {"p": 1})
+        assert pending() == 3, "the first record alone is written"
+        ledger.commit(Commit(marks={"p": 2}, rejects=strays[:1]))
+        source.acknowledge(ledger, {"p": 2})
+        assert pending() == 1, "one stray is not in quarantine"
+        client.xtrim(stream_key("events"), maxlen=0)
+    source.close()
+    with writing(remote):
+        wait_until(lambda: pending() == 0, "a deleted entry is let go of")
+    assert account(remote, "events").foreign == 0, "and is no stray"
+
+
+def test_a_subscriber_that_waits_for_its_first_entry_gets_it_whenever_it_comes(
+    remote: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.pipeline.subscription._BLOCK_MS", 1)  # so that it does not listen most of the time
+    key, record = stream_key("events"), msgspec.json.encode({"record_id": "r", "event_type": "x"})
+
+    async def listen() -> None:
+        for _ in range(20):
+            stream = TrainingDataStore(remote).subscribe("events")
+            first = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.05)
+            await asyncio.to_thread(client.xadd, key, {"v": 1, "p": "p", "o": 1, "n": 1, "d": record})
+            assert (await asyncio.wait_for(first, 2))["event_type"] == "x"
+            await stream.aclose()
+
+    asyncio.run(listen())

@@ -34,10 +34,15 @@ def line(event_type: str, timestamp: str = f"{DAY}T03:04:05.000000Z", **fields: 
     )
 
 
+def batch(*lines: bytes | None, first: int = 1, producer: str = "p") -> Batch:
+    """None stands for a record that was lost in its spool."""
+    return Batch(producer, first, len(lines), b"\n".join(line or b"" for line in lines))
+
+
 def write(settings: Settings, *lines: bytes | None, first: int = 1, producer: str = "p") -> int:
     writer = Writer(settings, EVENTS)
     try:
-        return writer.write([Batch(producer, first, list(lines))])
+        return writer.write([batch(*lines, first=first, producer=producer)])
     finally:
         writer.close()
 
@@ -82,7 +87,7 @@ def test_a_batch_of_more_days_than_files_may_be_open_is_written_and_so_is_the_ne
     writer = Writer(settings, EVENTS)
     before = os.dup(0)
     for turn in range(2):
-        writer.write([Batch("p", 1 + 700 * turn, [line(day, f"{day}T00:00:00.000000Z") for day in days])])
+        writer.write([batch(*(line(day, f"{day}T00:00:00.000000Z") for day in days), first=1 + 700 * turn)])
     after = os.dup(0)
     writer.close()
     os.close(before)
@@ -142,7 +147,7 @@ def test_rows_that_were_appended_and_not_committed_are_cut_off(settings: Setting
     write(settings, line("a"))
     writer = Writer(settings, EVENTS)
     committed = day_file.read_bytes()
-    writer.files.append({DAY: (1, b'"torn row')})  # the process dies before the commit
+    writer.files.append({DAY: [b'"torn row']}, {DAY: 1})  # the process dies before the commit
     assert day_file.read_bytes() != committed
     writer.close()
     write(settings, line("b"), first=2)
@@ -153,7 +158,7 @@ def test_rows_that_were_appended_and_not_committed_are_cut_off(settings: Setting
 
 def test_a_first_batch_that_was_not_committed_leaves_nothing(settings: Settings, day_file: Path) -> None:
     writer = Writer(settings, EVENTS)
-    writer.files.append({DAY: (1, b'"a row"\n')})
+    writer.files.append({DAY: [b'"a row"\n']}, {DAY: 1})
     writer.close()
     Writer(settings, EVENTS).close()
     assert not day_file.exists()
@@ -166,14 +171,14 @@ def test_rows_that_others_append_go_to_quarantine_and_ours_go_on(
     settings: Settings, day_file: Path, is_running: bool
 ) -> None:
     writer = Writer(settings, EVENTS)
-    writer.write([Batch("p", 1, [line("a")])])
+    writer.write([batch(line("a"))])
     if not is_running:
         writer.close()
     with day_file.open("a") as file:
         file.write("a,strange,row\nand another\n")
     if not is_running:
         writer = Writer(settings, EVENTS)
-    writer.write([Batch("p", 2, [line("b")])])
+    writer.write([batch(line("b"), first=2)])
     assert types(settings) == ["a", "b"]
     rejects = writer.ledger.rejects(DAY)
     assert [reject.line for reject in rejects] == [b"a,strange,row\n", b"and another\n"]
@@ -211,11 +216,11 @@ def test_an_edit_of_the_same_length_gives_the_day_a_new_version_and_writing_goes
     settings: Settings, day_file: Path
 ) -> None:
     writer = Writer(settings, EVENTS)
-    writer.write([Batch("p", 1, [line("a")])])
+    writer.write([batch(line("a"))])
     before = writer.ledger.file(DAY)
     time.sleep(0.02)
     day_file.write_bytes(day_file.read_bytes().replace(b'"a"', b'"z"'))
-    writer.write([Batch("p", 2, [line("b")])])
+    writer.write([batch(line("b"), first=2)])
     after = writer.ledger.file(DAY)
     writer.close()
     assert types(settings) == ["z", "b"]
@@ -227,11 +232,11 @@ def test_an_edit_of_the_same_length_gives_the_day_a_new_version_and_writing_goes
 
 def test_a_file_that_an_editor_replaced_is_written_to_and_not_its_ghost(settings: Settings, day_file: Path) -> None:
     writer = Writer(settings, EVENTS)
-    writer.write([Batch("p", 1, [line("a")])])
+    writer.write([batch(line("a"))])
     copy = day_file.with_suffix(".bak")
     copy.write_bytes(day_file.read_bytes())
     copy.replace(day_file)
-    writer.write([Batch("p", 2, [line("b")])])
+    writer.write([batch(line("b"), first=2)])
     writer.close()
     assert types(settings) == ["a", "b"]
 
@@ -332,7 +337,7 @@ def test_a_day_file_with_strange_columns_goes_to_quarantine_whole(settings: Sett
     path.write_text("colour,shape\nred,round\n")
     writer = Writer(settings, EVENTS)
     assert writer.import_day_files() == 0
-    writer.write([Batch("p", 1, [line("a")])])
+    writer.write([batch(line("a"))])
     writer.close()
     assert types(settings) == ["a"]
     (kept,) = (settings.data_dir / "quarantine/events").iterdir()
@@ -409,7 +414,7 @@ def test_killed_while_a_day_is_rewritten_it_is_rewritten_or_taken_over(
         else:
             fault.setattr(writer.ledger, "commit", die)
         with pytest.raises(KeyboardInterrupt):
-            writer.write([Batch("p", 2, [line("b")])])
+            writer.write([batch(line("b"), first=2)])
     writer.close()
     assert list(day_file.parent.glob("*.widened"))
     write(settings, line("b"), first=2)

@@ -29,7 +29,7 @@ class RawStore:
         """The record's CSV row, made as the writer makes it."""
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
         decoded = kind_named(kind).decoder.decode(line)
-        return kind_named(kind).csv_row(decoded, escaped=b"\\" in line).encode()
+        return kind_named(kind).csv_rows([decoded], escaped=b"\\" in line)[0].encode()
 
     def store(self, kind: str, *records: Mapping[str, object], day: str = DAY) -> None:
         """Commit records to a day."""
@@ -61,7 +61,7 @@ class RawStore:
                 change.files[day] = CommittedFile(
                     before.size + len(data),
                     before.rows + len(lines),
-                    chained_version(before.version, data),
+                    chained_version(before.version, [data]),
                     path.stat().st_mtime_ns,
                 )
             for name, n in counts.items():
