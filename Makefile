@@ -1,6 +1,6 @@
 # Everything happens in .venv, filled from hashed pins: no server, no root, nothing installed elsewhere.
 #   PYTHON=python3.12 make install      another interpreter (`make clean` first, if .venv exists)
-#   make test ARGS="-k spool -x"        ARGS goes to the program behind test, demo, bench and lock
+#   make test ARGS="-k spool -x"        ARGS goes to the program behind test, chaos, demo, bench and lock
 
 PYTHON ?= python3
 ARGS ?=
@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES := ingest tds_dagster tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs lock bench clean
+.PHONY: help install demo test chaos check format docs lock bench clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ demo: install ## agents at work for seven days, through to JSONL exports; ends w
 
 test: install ## run the tests
 	@$(BIN)/pytest $(ARGS)
+
+chaos: install ## attack the write path for a minute and count; ARGS="--minutes 30", "--controls" or "--help"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 check: install ## ruff, formatting, mypy and the import contracts: what a change has to pass beside the tests
 	$(BIN)/ruff check
