@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ingest.pipeline.forking import inside, is_forking, step_outside
 from ingest.records import KINDS
 from ingest.settings import Settings
 
@@ -55,6 +56,10 @@ class Carrier:
             lane.lock.release()
 
     def _run(self) -> None:
+        with inside():  # its lanes keep ledgers open
+            self._carry()
+
+    def _carry(self) -> None:
         try:
             while not self._stop.is_set():
                 try:
@@ -62,6 +67,10 @@ class Carrier:
                 except OSError:
                     moved = 0  # the spool's folder cannot be looked at: whoever stores is told
                 self._sync_at_times()
+                if is_forking():
+                    for lane in self._lanes.values():
+                        lane.pause()
+                    step_outside()
                 if not moved:
                     self._wake.wait(_IDLE_S)
                     self._wake.clear()

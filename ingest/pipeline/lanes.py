@@ -28,16 +28,18 @@ class Lane:
         self.lock: FileLock
         self._step: Callable[[], int]
         self._finish: Callable[[], None]
+        self.pause: Callable[[], None]  # close what may not be open while the process forks
         self.close: Callable[[], None]
         if settings.redis_url is None:
             writer = KindWriter(settings, kind)
             self.lock, self._step, self._finish, self.close = writer.lock, writer.step, writer.finish, writer.close
+            self.pause = writer.reset
         else:
             from ingest.pipeline.synapse import Shipper  # redis-py takes a quarter of a second to import
 
             shipper = Shipper(settings, kind)
             self.lock, self._step, self.close = shipper.lock, shipper.step, shipper.close
-            self._finish = _nothing  # what a step has sent is sent
+            self._finish = self.pause = _nothing  # what a step has sent is sent, and there is no ledger
 
     def step(self, *, last: bool = False) -> int:
         """Move what is there; gives how many records were moved. The `last` step leaves nothing under way."""

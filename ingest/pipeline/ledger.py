@@ -40,6 +40,7 @@ from typing import Any
 import msgspec
 
 from ingest.errors import DamagedFile
+from ingest.pipeline.forking import inside
 from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, sync_folder
 from ingest.pipeline.spool import ProducerCounters
 
@@ -313,11 +314,12 @@ def _create(path: Path) -> None:
 @contextmanager
 def open_ledger(paths: DataPaths, kind: str) -> Iterator[Ledger]:
     """The ledger of a kind for a short look; it is created where there is none yet."""
-    ledger = Ledger(paths.ledger(kind))
-    try:
-        yield ledger
-    finally:
-        ledger.close()
+    with inside():
+        ledger = Ledger(paths.ledger(kind))
+        try:
+            yield ledger
+        finally:
+            ledger.close()
 
 
 def chained_version(version: str, appended: Iterable[bytes]) -> str:

@@ -143,7 +143,7 @@ class Spool:
         room if TDS_ON_FULL=block, unless the record is larger than TDS_MAX_RECORD_BYTES. None if this producer is
         closed: the record belongs into another one.
         """
-        free, mine = self._free, False
+        free, mine, pause_s = self._free, False, _TURN_S
         try:
             while not mine:
                 try:
@@ -152,7 +152,8 @@ class Spool:
                 except IndexError:
                     if self.is_in_use_here():
                         return None
-                    time.sleep(_TURN_S)
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _BLOCKED_RETRY_S)  # who has the turn may wait for room in the spool
             if self._is_closed:
                 return None
             self._offered += 1
@@ -323,6 +324,7 @@ class Spool:
         if forked:
             self._close_files(sync=False)
             return
+        self._is_closed = True  # a call that is under way lets go at its end, later ones go elsewhere
         mine = False
         try:
             while not mine:
@@ -331,10 +333,8 @@ class Spool:
                     mine = True
                 except IndexError:
                     if self.is_in_use_here():
-                        self._is_closed = True  # the call that was interrupted lets go at its end
                         return
                     time.sleep(_TURN_S)
-            self._is_closed = True
             self._let_go()
         finally:
             if mine:

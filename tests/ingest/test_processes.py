@@ -1,5 +1,6 @@
 """Processes that die, fork, exit and compete: what was accepted is written once, by whoever is there."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -326,3 +327,71 @@ def test_a_writer_whose_folder_is_gone_for_a_moment_loses_nothing(settings: Sett
 def test_an_unknown_failpoint_is_refused() -> None:
     with pytest.raises(InvalidSetting, match="TDS_FAILPOINT='lunch': expected one of intent, append"):
         Failpoint("lunch")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are read from Linux's /proc")
+def test_no_forked_child_inherits_an_open_ledger(store: TrainingDataStore) -> None:
+    stop = threading.Event()
+
+    def go_on_storing_and_flushing() -> None:
+        while not stop.is_set():
+            store.sync.store_agent_event("x")
+            store.sync.flush()
+
+    threads = [threading.Thread(target=go_on_storing_and_flushing) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    inherited = []
+    for _ in range(20):
+        time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            links = []
+            for link in Path("/proc/self/fd").iterdir():
+                with contextlib.suppress(OSError):  # the folder's own is gone
+                    links.append(link.readlink().name)
+            os._exit(any(".sqlite" in name for name in links))
+        inherited.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert inherited == [0] * 20
+    store.sync.store_agent_event("last")
+    store.sync.flush()
+
+
+OUTLIVE = """
+import os, signal, sys, time
+from ingest import get_training_data_store
+store = get_training_data_store().sync
+store.store_agent_event("parent")
+store.flush()
+if os.fork():
+    os.kill(os.getpid(), signal.SIGKILL)
+for half in range(2):
+    for n in range(50):
+        store.store_agent_event(f"child {half}")
+    store.flush(20)
+    print("written", flush=True)
+    sys.stdin.readline()
+os._exit(0)
+"""
+
+
+def test_a_child_that_writes_on_after_its_parent_loses_nothing_while_others_look_at_the_ledger(
+    settings: Settings,
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", OUTLIVE],
+        env=environment(settings), cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for half in (1, 2):
+            assert child.stdout.readline() == "written\n"
+            counted = account(settings, "events")  # opens the ledger, and closes it as the last one that it sees
+            assert counted.rows == 1 + 50 * half
+            child.stdin.write("\n")
+            child.stdin.flush()
+    assert len(csv_rows(settings, "events")) == 101

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -386,6 +387,7 @@ def test_closing_beside_running_calls_breaks_none_of_them(store: TrainingDataSto
             while not stop.is_set():
                 assert store.sync.store_agent_event("x") is not None
                 counts[place] += 1
+                time.sleep(0.0002)
         except BaseException as err:  # noqa: BLE001 - told to the test below
             failures.append(err)
 
