@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ingest.pipeline.forking import inside, is_forking, step_outside
@@ -29,6 +30,7 @@ class Carrier:
     def __init__(self, settings: Settings, sync: Callable[[], None]) -> None:
         """Start the thread. `sync` brings the process's spool to the disk and lets go of full segments."""
         self._settings, self._sync = settings, sync
+        self._keeps_ledgers = settings.redis_url is None
         self._stop, self._wake = threading.Event(), threading.Event()
         self._lanes: dict[str, Lane] = {}
         self._next_sync = 0.0
@@ -56,7 +58,8 @@ class Carrier:
             lane.lock.release()
 
     def _run(self) -> None:
-        with inside():  # its lanes keep ledgers open
+        # Embedded, its lanes keep ledgers open. A shipper has none, and may wait for Redis longer than a fork should.
+        with inside() if self._keeps_ledgers else nullcontext():
             self._carry()
 
     def _carry(self) -> None:
@@ -67,7 +70,7 @@ class Carrier:
                 except OSError:
                     moved = 0  # the spool's folder cannot be looked at: whoever stores is told
                 self._sync_at_times()
-                if is_forking():
+                if self._keeps_ledgers and is_forking():
                     for lane in self._lanes.values():
                         lane.pause()
                     step_outside()

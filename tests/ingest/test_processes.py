@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import redis
 
 from ingest import FlushTimeout, Settings, TrainingDataStore
 from ingest.errors import InvalidSetting, WriterBusy
@@ -19,7 +20,7 @@ from ingest.pipeline.failpoints import Failpoint
 from ingest.pipeline.locks import FileLock
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.writer import KindWriter, drain, run_writers
-from tests.parts import PROJECT, csv_rows, environment, run_python, wait_until
+from tests.parts import PROJECT, RedisServer, csv_rows, environment, run_python, wait_until
 
 STORE_1000 = """
 import os, signal, sys
@@ -395,3 +396,24 @@ def test_a_child_that_writes_on_after_its_parent_loses_nothing_while_others_look
             child.stdin.write("\n")
             child.stdin.flush()
     assert len(csv_rows(settings, "events")) == 101
+
+
+def test_a_fork_does_not_wait_for_a_redis_that_does_not_answer(settings: Settings, redis_server: RedisServer) -> None:
+    store = TrainingDataStore(msgspec.structs.replace(settings, redis_url=redis_server.url)).sync
+    store.store_agent_event("first")
+    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: bool(client.exists("tds:{events}")), "it is shipped")
+    redis_server.pause()
+    try:
+        store.store_agent_event("second")
+        time.sleep(0.2)  # the shipper waits for an answer now
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        took_s = time.monotonic() - began
+        os.waitpid(child, 0)
+        assert took_s < 2, "an answer is waited for 3 s"
+    finally:
+        redis_server.resume()
+        store.close()
