@@ -7,14 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from ingest import Settings, TrainingDataStore
+from ingest.pipeline.writer import run_writers
 from ingest.records import KINDS
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -140,3 +143,17 @@ async def listening(store: TrainingDataStore) -> AsyncGenerator[dict[str, object
     while seen != sent:
         seen = (await anext(stream))["payload"]
     return stream
+
+
+@contextmanager
+def writing(settings: Settings, said: list[str] | None = None) -> Iterator[None]:
+    """A `tds writer` for events in a thread of this process; what it reports goes to `said`."""
+    stop, reported = threading.Event(), list[str]() if said is None else said
+    thread = threading.Thread(target=run_writers, args=(settings, ["events"], stop), kwargs={"report": reported.append})
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()

@@ -150,7 +150,7 @@ class Spool:
                     del free[0]  # one step: neither a thread nor a signal handler can come in between
                     mine = True
                 except IndexError:
-                    if self.is_in_use_here():
+                    if self._is_closed or self.is_in_use_here():
                         return None
                     time.sleep(pause_s)
                     pause_s = min(2 * pause_s, _BLOCKED_RETRY_S)  # who has the turn may wait for room in the spool
@@ -175,9 +175,11 @@ class Spool:
             raise
         finally:
             if mine:
-                if self._is_closed:
-                    self._let_go()  # by a signal handler, in the middle of this call
-                free.append(None)
+                try:
+                    if self._is_closed:
+                        self._let_go()  # closed in the middle of this call
+                finally:
+                    free.append(None)
         if self._is_synced_always:
             self._sync_or_warn()
         return True

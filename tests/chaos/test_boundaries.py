@@ -1,8 +1,6 @@
 """Sizes around every limit of the write path, one less, exact and one more: each is stored and comes back equal."""
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 from typing import cast
@@ -16,9 +14,9 @@ from ingest.pipeline import dayfiles, spool, synapse, writer
 from ingest.pipeline.accounting import account
 from ingest.pipeline.spool import Spool, SpooledProducer
 from ingest.pipeline.synapse import Shipper, stream_key
-from ingest.pipeline.writer import drain, run_writers
+from ingest.pipeline.writer import drain
 from ingest.records import new_record_id
-from tests.parts import RedisServer, csv_rows, wait_until
+from tests.parts import RedisServer, csv_rows, wait_until, writing
 
 SEGMENT_BYTES = 4096
 DAY = "2026-01-02"
@@ -69,20 +67,6 @@ def stored(settings: Settings) -> list[bytes]:
     """The stored rows as the lines that they were made of."""
     columns = ("record_id", "timestamp", "event_type", "payload")
     return [msgspec.json.encode({name: row[name] for name in columns}) for row in csv_rows(settings, "events")]
-
-
-@contextmanager
-def writing(settings: Settings) -> Iterator[None]:
-    """A `tds writer` in a thread of this process."""
-    stop = threading.Event()
-    thread = threading.Thread(target=run_writers, args=(settings, ["events"], stop), kwargs={"report": print})
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("first", [0, 1, 7, 100])

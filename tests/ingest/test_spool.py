@@ -449,3 +449,31 @@ def test_a_signal_handler_may_store_and_close_in_the_middle_of_a_call(tmp_path: 
     store.close()
     rows = csv_rows(Settings(data_dir=tmp_path / "data"), "events")
     assert sorted(str(row["record_id"]) for row in rows) == sorted(map(str, ids))
+
+
+def test_a_close_that_is_interrupted_in_the_middle_of_a_call_leaves_no_other_call_waiting(
+    small: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(small, "events")
+    spool.append(b"first")
+    segment_type: Any = type(spool._segment)
+    real_append = segment_type.append
+
+    def closed_meanwhile(segment: object, line: bytes) -> bool:
+        spool._is_closed = True
+        return bool(real_append(segment, line))
+
+    def interrupted(_: Spool) -> None:
+        raise Interrupt
+
+    with monkeypatch.context() as fault:
+        fault.setattr(segment_type, "append", closed_meanwhile)
+        fault.setattr(Spool, "_let_go", interrupted)
+        with pytest.raises(Interrupt):
+            spool.append(b"second")
+    later = threading.Thread(target=spool.close, daemon=True)
+    later.start()
+    later.join(10)
+    assert not later.is_alive()
+    assert spool.append(b"third") is None
+    assert read_all(spool) == [b"first", b"second"]

@@ -4,10 +4,8 @@ import asyncio
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,9 +20,8 @@ from ingest.pipeline.ledger import Commit, open_ledger
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import Spool
 from ingest.pipeline.synapse import Shipper, StreamSource, marks_key, producers_key, stream_key
-from ingest.pipeline.writer import run_writers
 from ingest.records import new_record_id
-from tests.parts import PROJECT, RedisServer, csv_rows, environment, listening, wait_until
+from tests.parts import PROJECT, RedisServer, csv_rows, environment, listening, wait_until, writing
 
 
 @pytest.fixture
@@ -45,21 +42,6 @@ def client(remote: Settings) -> Iterator[redis.Redis]:
     client = redis.Redis.from_url(remote.redis_url or "", protocol=2)
     yield client
     client.close()
-
-
-@contextmanager
-def writing(settings: Settings, said: list[str] | None = None) -> Iterator[None]:
-    """A `tds writer` in a thread of this process."""
-    stop = threading.Event()
-    report = said.append if said is not None else lambda _: None
-    thread = threading.Thread(target=run_writers, args=(settings, ["events"], stop), kwargs={"report": report})
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def leave_behind(settings: Settings, event_type: str) -> None:

@@ -5,10 +5,8 @@ import logging
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -21,9 +19,8 @@ from ingest.pipeline.ledger import open_ledger
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.subscription import forget_group
 from ingest.pipeline.synapse import StreamSource, stream_groups, stream_key
-from ingest.pipeline.writer import run_writers
 from ingest.records import new_record_id
-from tests.parts import PROJECT, RedisServer, environment, wait_until
+from tests.parts import PROJECT, RedisServer, environment, wait_until, writing
 
 KEY = stream_key("events")
 Record = dict[str, object]
@@ -47,20 +44,6 @@ def client(remote: Settings) -> Iterator[redis.Redis]:
     client.config_set("stream-node-max-entries", 1)  # trimming takes whole nodes
     yield client
     client.close()
-
-
-@contextmanager
-def writing(settings: Settings) -> Iterator[None]:
-    """A `tds writer` in a thread of this process."""
-    stop = threading.Event()
-    thread = threading.Thread(target=run_writers, args=(settings, ["events"], stop))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def keep_house(settings: Settings) -> None:
