@@ -6,11 +6,12 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+INTEROP := .venv-interop
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES := ingest tds_dagster tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos check format docs lock bench clean
+.PHONY: help install demo test interop chaos check format docs lock bench clean
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -22,6 +23,9 @@ demo: install ## agents at work for seven days, through to JSONL exports; ends w
 
 test: install ## run the tests
 	@$(BIN)/pytest $(ARGS)
+
+interop: $(INTEROP)/.installed ## check the dialects with TRL's and OpenAI's own packages, in .venv-interop: a gigabyte
+	@$(INTEROP)/bin/python -m pytest tests/interop --timeout 600 $(ARGS)
 
 chaos: install ## attack the write path for a minute and count; ARGS="--minutes 30", "--controls" or "--help"
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -50,7 +54,7 @@ bench: install ## measure the write path against named peers; ten minutes; ARGS=
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv, caches and build output; data/ stays
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(INTEROP) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find $(wildcard $(SOURCES)) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Three stamps, so that a half-finished step is done again and a finished one never is.
@@ -69,4 +73,10 @@ $(VENV)/.locked: requirements/dev.txt $(VENV)/.created
 $(VENV)/.installed: pyproject.toml $(VENV)/.locked
 	@echo "[3/3] $(VENV): this project, editable"
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A venv of its own, and no pins: what is asked here is what the trainers' newest releases make of our files.
+$(INTEROP)/.installed: pyproject.toml
+	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	@$(INTEROP)/bin/python -m pip --disable-pip-version-check --no-input install -qq --editable '.[platform,interop]'
 	@touch $@

@@ -22,7 +22,7 @@ from ingest.pipeline.partitions import DataPaths, make_folder
 from ingest.records import KINDS, new_record_id
 from tds_dagster.curate import curate_day
 from tds_dagster.curate.engine import open_engine
-from tds_dagster.export.shard import json_lines
+from tds_dagster.export.lines import json_lines
 
 
 class Figures(NamedTuple):

@@ -3,21 +3,31 @@
 The calls are written once, as coroutines that never suspend; `blocking` makes the twins for code without an event
 loop. Parameters and defaults are those of the store that ours replaces, in its order; what is not given is null.
 
-A call builds the kind's struct, has msgspec encode it and appends the line to the spool. What a column does not take
-as it is, and a document that msgspec refuses, take the slow way of `coercion`.
+A call makes the record's CSV row and appends it to the spool, for the writer to copy. With Redis, whose entries anybody
+may read, it makes JSON instead: the kind's struct, encoded by msgspec. So it does with what a row would need care for.
+What a column does not take as it is, and a document that msgspec refuses, take the slow way of `coercion`.
 """
 
 import functools
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import msgspec
+from uuid_utils import uuid7
 
 from ingest.coercion import plain_document, plain_numbers, plain_texts
 from ingest.errors import InvalidRecord, shown
 from ingest.pipeline.spool import Spool
-from ingest.records import KINDS, Kind, keyed_record_id, kind_named, new_record_id, now_text, timestamp_text
+from ingest.records import (
+    KINDS,
+    DayNumbers,
+    Kind,
+    keyed_record_id,
+    kind_named,
+    now_text,
+    timestamp_text,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,37 +42,48 @@ _encode = msgspec.json.Encoder().encode
 class Recorder:
     """Puts records into the spools of one process."""
 
-    def __init__(self, open_spool: Callable[[str], Spool]) -> None:
-        """`open_spool` gives a kind's spool, a new one where there is none or the former one is closed."""
+    def __init__(self, open_spool: Callable[[str], Spool], largest_row: int = 0) -> None:
+        """`open_spool` gives a kind's spool, a new one where there is none or the former one is closed.
+
+        Records whose row is larger than `largest_row` bytes are spooled as JSON; with 0 all of them are.
+        """
         self.spools: dict[str, Spool] = {}
         self._open_spool = open_spool
+        self._largest_row = largest_row
+        self._days = DayNumbers()
+        for kind in KINDS.values() if largest_row else ():
+            _ = kind.plain_row  # compiled now, for a signal handler may store in the middle of a first call
 
     def store(self, kind: Kind, values: tuple[object, ...], timestamp: object, key: str | None) -> str | None:
         """Encode and spool one record; its id, or None if it was not accepted.
 
         `values` are those of `kind.fields`. Raises InvalidRecord, or NotAccepted with TDS_ON_FULL=raise.
         """
-        record_id = new_record_id() if key is None else keyed_record_id(kind.name, key)
+        record_id = str(uuid7()) if key is None else keyed_record_id(kind.name, key)
         moment = now_text() if timestamp is None else timestamp_text("timestamp", timestamp)
-        record = kind.plain_record(record_id, moment, values)
-        coerced = False
-        if record is None:
-            record, coerced = _checked_record(kind, record_id, moment, values)
-        try:
-            line = _encode(record)
-            # A line break can only come out of the caller's own Raw JSON.
-            if _LINE_FEED in line or (len(line) >= 2 * _DEEP and _is_too_deep(line)):
-                line, coerced = _coerced_line(kind, record), True
-        except Exception as err:  # noqa: BLE001 - a value's own code may raise anything
-            _raise_if_not_its_fault(record, err)
-            line, coerced = _coerced_line(kind, record), True
+        line, coerced, day, failure = None, False, 0, None
+        if self._largest_row and key is None:  # the writer looks a key up in the record
+            try:
+                line = kind.plain_row(record_id, moment, values)
+                if line is not None and (len(line) < 2 * _DEEP or self._is_moderate(line)):
+                    day = self._days[moment[:10]]
+            except Exception as err:  # noqa: BLE001 - a value's own code may raise anything
+                failure = err
+        if line is None or not day:
+            line, coerced = _json_line(kind, record_id, moment, values)
+            if failure is not None and not coerced:
+                _raise_if_not_its_fault(lambda: kind.plain_row(record_id, moment, values), failure)
         try:
             spool = self.spools[kind.name]
         except KeyError:
             spool = self._open_spool(kind.name)
-        while (accepted := spool.append(line, coerced)) is None:  # closed by another thread meanwhile
+        while (accepted := spool.append(line, coerced, day)) is None:  # closed by another thread meanwhile
             spool = self._open_spool(kind.name)
         return record_id if accepted else None
+
+    def _is_moderate(self, row: bytes) -> bool:
+        """Whether a row is not too large, and its documents are not nested so deep that they need a closer look."""
+        return len(row) <= self._largest_row and row.count(b"[") + row.count(b"{") < _DEEP
 
 
 class _Caller:
@@ -363,6 +384,22 @@ class Calls(_Caller):
         return self._store(known, tuple(values.values()), timestamp, key)
 
 
+def _json_line(kind: Kind, record_id: str, moment: str, values: tuple[object, ...]) -> tuple[bytes, bool]:
+    """A record as JSON, and whether any of its values had to be changed for that. Raises InvalidRecord."""
+    record, coerced = kind.plain_record(record_id, moment, values), False
+    if record is None:
+        record, coerced = _checked_record(kind, record_id, moment, values)
+    try:
+        line = _encode(record)
+        # A line break can only come out of the caller's own Raw JSON.
+        if _LINE_FEED in line or (len(line) >= 2 * _DEEP and _is_too_deep(line)):
+            return _coerced_line(kind, record), True
+    except Exception as err:  # noqa: BLE001 - a value's own code may raise anything
+        _raise_if_not_its_fault(lambda: _encode(record), err)
+        return _coerced_line(kind, record), True
+    return line, coerced
+
+
 def _checked_record(kind: Kind, record_id: str, moment: str, values: tuple[object, ...]) -> tuple[msgspec.Struct, bool]:
     """The record of values that need care, and whether any of them had to be changed. Raises InvalidRecord."""
     texts, numbers = len(kind.texts), len(kind.texts) + len(kind.numbers)
@@ -402,9 +439,10 @@ def blocking(call: Callable[Concatenate[Calls, P], Coroutine[Any, Any, R]]) -> C
     @functools.wraps(call)
     def run(self: _Caller, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            call(cast("Calls", self), *args, **kwargs).send(None)
+            call(self, *args, **kwargs).send(None)  # type: ignore[arg-type]  # a `cast` takes 60 ns
         except StopIteration as done:
-            return cast("R", done.value)
+            value: R = done.value
+            return value
         raise RuntimeError("a call suspended: it has to run to its end at once")
 
     return run
@@ -432,10 +470,10 @@ def _is_too_deep(line: bytes) -> bool:
     return False
 
 
-def _raise_if_not_its_fault(record: msgspec.Struct, err: Exception) -> None:
+def _raise_if_not_its_fault(encode: Callable[[], object], err: Exception) -> None:
     """Raise an exception that came while a record was encoded, but out of a signal handler and not of the record."""
     try:
-        _encode(record)
+        encode()
     except Exception:  # noqa: BLE001 - it is the record's own
         return
     raise err

@@ -4,7 +4,11 @@
     ├── InvalidRecord          a call's values cannot become a record
     │   └── UnknownKind        no such kind of record
     ├── InvalidSetting         a TDS_* variable holds a value that cannot be used
+    ├── InvalidPolicy          a policy of redaction holds a rule that cannot be used
     ├── InvalidRange           dates that are no dates, or that are swapped
+    ├── InvalidPredicate       a condition on records that is none, or that does more than judge them
+    ├── InvalidSelection       columns, a sample or a format of an export that cannot be had
+    ├── InvalidRecipe          a dataset's recipe that cannot be followed
     ├── InvalidLog             a log given to an import is not in the format that it was said to be in
     ├── MissingExtra           a package of an extra is asked for and not installed
     ├── NotAccepted            TDS_ON_FULL=raise and the spool cannot take the record
@@ -13,7 +17,11 @@
     ├── PlatformUnavailable    `tds up` cannot start: port or folder taken, or Dagster's storage does not answer
     ├── SynapseUnavailable     Redis does not answer; trying again can help
     ├── SourceMissing          an artifact is asked for before the stage ahead of it was built
+    ├── SplitLeak              two splits of a dataset share what only one of them may have
+    ├── UnknownArtifact        a path that is none of the files this project writes or reads
+    ├── UnknownRun             a session or task that no record names
     ├── DamagedFile            bytes on disk contradict the ledger; trying again cannot help
+    ├── RedactionLeak          something is still there that its level of redaction promises to be gone
     ├── EngineFailed           DuckDB ran out of disk or memory; trying again can help
     ├── RunFailed              a Dagster run that a command started has failed
     └── Unbalanced             days whose records do not add up
@@ -38,8 +46,24 @@ class InvalidSetting(TdsError, ValueError):
     """A TDS_* variable holds a value that cannot be used."""
 
 
+class InvalidPolicy(TdsError, ValueError):
+    """A policy of redaction holds a rule that cannot be used: names the rule, its value and what was expected."""
+
+
 class InvalidRange(TdsError, ValueError):
     """A range of days that is none: not dates, or the last day lies before the first."""
+
+
+class InvalidPredicate(TdsError, ValueError):
+    """A condition on records that is none, or that does more than judge them: names the place and what was expected."""
+
+
+class InvalidSelection(TdsError, ValueError):
+    """What is wanted of an export cannot be had: names the option, its value and what was expected."""
+
+
+class InvalidRecipe(TdsError, ValueError):
+    """A dataset's recipe that cannot be followed: a wrong value, or one that leaves a split without rows."""
 
 
 class InvalidLog(TdsError, ValueError):
@@ -82,8 +106,24 @@ class SourceMissing(TdsError, FileNotFoundError):
     """An artifact was asked for before the stage ahead of it was built."""
 
 
+class SplitLeak(TdsError):
+    """Two splits of a dataset share an entity, a record or an example, or lie in the wrong order of time."""
+
+
+class UnknownArtifact(TdsError, ValueError):
+    """A path that is none of the files that this project writes or reads."""
+
+
+class UnknownRun(TdsError, LookupError):
+    """A session or task that no record names: gives those whose ids come near."""
+
+
 class DamagedFile(TdsError):
     """Bytes on disk contradict the ledger: names the file and the offset."""
+
+
+class RedactionLeak(TdsError):
+    """Something is left in an artifact that its level of redaction promises to be gone; the value is not shown."""
 
 
 class EngineFailed(TdsError):

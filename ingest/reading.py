@@ -3,13 +3,14 @@
 import io
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
-from ingest.pipeline.ledger import open_ledger, settle_edits
+from ingest.pipeline.ledger import CommittedFile, Ledger, open_committed, open_ledger, settle_edits
 from ingest.pipeline.partitions import DataPaths, day_range
 from ingest.records import ARROW_CSV_OPTIONS, ColumnType, Kind, kind_named, unescape_text
 from ingest.settings import Settings
@@ -45,7 +46,9 @@ def read_table(
             days = _days(list(ledger.files()), start, end)
             settle_edits(ledger, paths, kind.name, days)
             files = ledger.files()
-        tables += [_read_day(paths, kind, day, files[day].size, settings.max_record_bytes) for day in days]
+            for day in days:
+                prefix = _read_committed(ledger, paths.training(kind.name, day), day, files[day])
+                tables.append(_parse_day(kind, prefix, settings.max_record_bytes))
     else:
         _days([], start, end)
     return pa.concat_tables(tables)
@@ -64,9 +67,13 @@ def _days(known: Sequence[str], start: date | str | None, end: date | str | None
     return [day for day in known if day in wanted]
 
 
-def _read_day(paths: DataPaths, kind: Kind, day: str, size: int, max_record_bytes: int) -> pa.Table:
-    with paths.training(kind.name, day).open("rb") as source:
-        prefix = source.read(size)
+def _read_committed(ledger: Ledger, path: Path, day: str, seen: CommittedFile) -> bytes:
+    source, committed = open_committed(ledger, path, day, seen)
+    with source:
+        return source.read(committed.size)
+
+
+def _parse_day(kind: Kind, prefix: bytes, max_record_bytes: int) -> pa.Table:
     names = prefix[: prefix.index(b"\n")].decode().split(",")
     options = pcsv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
@@ -76,7 +83,7 @@ def _read_day(paths: DataPaths, kind: Kind, day: str, size: int, max_record_byte
         include_columns=[column.name for column in kind.columns],
         include_missing_columns=True,  # a day file of an older version has fewer
     )
-    block_size = min(size + 1, max(64 << 20, 4 * max_record_bytes))  # a row has to fit, doubled quotes included
+    block_size = min(len(prefix) + 1, max(64 << 20, 4 * max_record_bytes))  # a row has to fit, doubled quotes included
     raw = pcsv.read_csv(
         io.BytesIO(prefix), read_options=pcsv.ReadOptions(block_size=block_size), convert_options=options
     )

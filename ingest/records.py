@@ -12,15 +12,19 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from itertools import repeat
 from operator import attrgetter
-from typing import Annotated, Literal, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypedDict, cast
 
 import msgspec
 import uuid_utils
 
 from ingest.errors import InvalidRecord, UnknownKind, shown
+
+if TYPE_CHECKING:
+    from ingest.plain_rows import PlainRow
 
 ColumnType = Literal["id", "text", "json", "integer", "number", "timestamp"]
 SCHEMA_VERSION = 1
@@ -77,6 +81,7 @@ _COMMON = (
 )
 _TIMESTAMP = Column("timestamp", "timestamp", "event time; RFC 3339, UTC, microseconds")
 
+_MOST_DAYS = 4000  # whose numbers are kept
 INTEGER_LIMIT = 2**63  # what an integer column holds in Parquet, SQL and JSON readers: -2**63 up to below it
 
 # What the decoder lets in. Raw must not be part of a union: `Raw | None` refuses every value but null.
@@ -175,9 +180,14 @@ class Kind:
 
     def _plain_check(self, name: str, value: str) -> str:
         """The expression that says whether `value` may stand in the column as it is; "" for a document."""
-        column_type = self.types[name]
-        if column_type == "json":
+        if self.types[name] == "json":
             return ""
+        check = self.type_check(name, value)
+        return check if name in self.required else f"({value} is None or {check})"
+
+    def type_check(self, name: str, value: str) -> str:
+        """The expression that says whether `value`, which is not None, may stand in a column of text or numbers."""
+        column_type = self.types[name]
         if column_type == "integer":
             check = f"type({value}) is int and {-INTEGER_LIMIT} <= {value} < {INTEGER_LIMIT}"
         elif column_type == "number":
@@ -186,7 +196,14 @@ class Kind:
             check = f"type({value}) is str"
         if name in self.choices:
             check += f" and {value} in {self.choices[name]!r}"
-        return check if name in self.required else f"({value} is None or {check})"
+        return check
+
+    @cached_property
+    def plain_row(self) -> "PlainRow":
+        """A function that makes a call's CSV row (`plain_rows.compile_plain_row`), compiled at its first use."""
+        from ingest.plain_rows import compile_plain_row  # for agents without Redis only
+
+        return compile_plain_row(self)
 
     def csv_rows(self, records: Sequence[msgspec.Struct], *, escaped: bool) -> list[str]:
         """The CSV rows of decoded records, each with its line break.
@@ -209,13 +226,32 @@ class Kind:
         pieces.append(repeat(between[:-1] + "\n"))
         return list(map("".join, zip(*pieces, strict=False)))
 
+    def json_line(self, row: bytes) -> bytes:
+        """The JSON of a row of this kind's header, given without its line break. Raises as `read_row`."""
+        values = {ALIASES.get(name, name): value for name, value in self.read_row(row.decode()).items()}
+        return msgspec.json.encode(values)
+
     def widen_row(self, names: Sequence[str], row: bytes) -> bytes:
-        """A row of an older version of ours, with cells for the columns `names`, as one with all columns of today."""
+        """A row of an older version of ours, with cells for the columns `names`, as one with all columns of today.
+
+        Raises InvalidRecord for a column that is not known: its cells must not get lost.
+        """
+        unknown = set(names).difference(column.name for column in self.columns)
+        if unknown:
+            raise InvalidRecord(
+                f"{', '.join(sorted(unknown))}: expected columns of {self.name}; a newer version of this package "
+                "made the row: import it with that one"
+            )
         found = _CELL.findall(row.decode().rstrip("\n"))
         if len(found) != len(names):
             return row  # edited by hand: curation puts it into quarantine as it is
         cells = dict(zip(names, found, strict=True))
         return (",".join(cells.get(column.name, "") for column in self.columns) + "\n").encode()
+
+    def read_stamp(self, row: str) -> tuple[str, str]:
+        """The timestamp and the record id of a row. Raises ValueError for one that does not have all columns."""
+        cells = dict(zip((column.name for column in self.columns), _CELL.findall(row), strict=True))
+        return cells["timestamp"][1:-1], cells["record_id"][1:-1]
 
     def read_row(self, row: str) -> dict[str, object]:
         """Undo `csv_rows`: a row of this kind's header as a dict of what is not null, JSON columns and numbers decoded.
@@ -388,6 +424,25 @@ def ingest_time(record_id: str) -> datetime | None:
     return None
 
 
+_FIRST_DAY = date(1970, 1, 1).toordinal()
+
+
+def day_text(number: int) -> str:
+    """The day with that number, counted from 1970, as YYYY-MM-DD."""
+    return date.fromordinal(_FIRST_DAY + number).isoformat()
+
+
+class DayNumbers(dict[str, int]):
+    """The numbers of days by their text, counted from 1970; 0 for a day before 1971. Made when they are asked for."""
+
+    def __missing__(self, day: str) -> int:
+        """The number of a day that was not asked for before."""
+        if len(self) > _MOST_DAYS:
+            self.clear()
+        number = self[day] = max(0, date.fromisoformat(day).toordinal() - _FIRST_DAY)
+        return number
+
+
 _this_second = (0, "")
 
 
@@ -463,7 +518,7 @@ def _json_cells(values: Sequence[object], *, is_document: bool) -> _Cells:
     if is_document:
         # A foreign producer's JSON may have a raw CR between its tokens, the one line break in a line.
         documents = [b"null" if value is None else value for value in values]
-        text = b"\n".join(cast("Iterable[bytes]", documents)).decode().replace('"', '""').replace("\r", " ")
+        text = b"\n".join(cast("Iterable[bytes]", documents)).replace(b'"', b'""').replace(b"\r", b" ").decode()
         cells = text.split("\n")
         if len(cells) != len(values):
             raise InvalidRecord("a line break inside a document: expected one record a line")

@@ -13,12 +13,14 @@ from ingest.errors import InvalidSetting
 
 SpoolSync = Literal["off", "interval", "always"]
 OnFull = Literal["drop", "raise", "block"]
+RedactionLevel = Literal["none", "secrets", "full"]
 
 _SIZE = re.compile(r"([0-9]{1,15})\s*(|[kmg]i?b?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _PASSWORD_PARAMETER = re.compile(r"(password=)[^&\s]*", re.IGNORECASE)
 _LARGEST_RECORD = 256 << 20  # Redis takes 512 MiB in a value, and a row may be twice its record's length
+SHORTEST_KEY = 16  # characters of the key of redaction
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +60,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     group_retention: int = 259_200
     # After so many seconds without a sign of life, what a subscriber of a group had in hand goes to another one.
     group_idle: int = 60
+    # What exports are cleaned of: none, secrets (keys, tokens, passwords) or full (personal data too).
+    redaction: RedactionLevel = "secrets"
+    # The same for datasets.
+    dataset_redaction: RedactionLevel = "full"
+    # The rules of redaction, a TOML file; unset: those that come with the package (docs/redaction.md).
+    redaction_policy: Path | None = None
+    # Secret from which tokens for redacted values are made, 16 characters or more: the same key, the same tokens.
+    # Unset: state/redaction.key in the data folder, made once.
+    redaction_key: str | None = None
     # Dagster's storage; unset: SQLite under the data folder.
     dagster_postgres_url: str | None = None
     # For tests: kill this process at the named step of the write path.
@@ -76,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         """Show every setting, addresses without their password, so that it may stand in a log."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
+        values["redaction_key"] = None if self.redaction_key is None else "***"
         shown = {name: without_password(v) if isinstance(v, str) else v for name, v in values.items()}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
@@ -151,6 +163,16 @@ def _folder(name: str, text: str) -> Path:
         raise _invalid(name, text, "a folder whose ~user exists") from err
 
 
+def _secret(name: str, text: str) -> str:
+    if len(text) < SHORTEST_KEY:
+        variable = _variable(name)
+        raise InvalidSetting(
+            f"{variable} ({len(text)} characters): expected {SHORTEST_KEY} or more that nobody guesses; "
+            f"make one with `openssl rand -hex 32` or unset {variable} for a key of this data folder"
+        )
+    return text
+
+
 def _size(name: str, text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or int(match[1]) == 0:
@@ -202,7 +224,12 @@ def _url(name: str, text: str) -> str:
     return text
 
 
-_CHOICES = {"spool_sync": SpoolSync, "on_full": OnFull}
+_CHOICES = {
+    "spool_sync": SpoolSync,
+    "on_full": OnFull,
+    "redaction": RedactionLevel,
+    "dataset_redaction": RedactionLevel,
+}
 _SCHEMES = {
     "redis_url": ("redis", "rediss", "unix"),
     "dagster_postgres_url": ("postgresql", "postgres"),
@@ -220,6 +247,10 @@ _PARSERS: dict[str, Callable[[str, str], object]] = {
     "start_date": _date,
     "spool_sync": _choice,
     "on_full": _choice,
+    "redaction": _choice,
+    "dataset_redaction": _choice,
+    "redaction_policy": _folder,
+    "redaction_key": _secret,
 }
 
 

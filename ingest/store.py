@@ -11,12 +11,12 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ingest.calls import BlockingCalls, Calls, Recorder, beside_the_loop
 from ingest.errors import FlushTimeout, MissingExtra
@@ -39,13 +39,23 @@ logger = logging.getLogger(__name__)
 _stores: "weakref.WeakSet[BlockingStore]" = weakref.WeakSet()  # of this process, for exit and fork
 
 
+_Marks = Callable[[str, list[str]], dict[str, int]]  # of these producers of a kind
+
+
 class BlockingStore(BlockingCalls):
     """`store.sync`: every call of the store for code without an event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open nothing yet: a process that stores nothing leaves nothing behind."""
+        """Open nothing yet: a process that stores nothing leaves nothing behind. Raises InvalidPolicy."""
         self._settings = settings
-        self.recorder = Recorder(self._open_spool)
+        self._new_spool: Callable[[str], Spool] = partial(Spool, settings)
+        if settings.redaction_policy is not None:
+            from ingest.redaction.spooling import spool_opener  # reads TOML: 5 ms
+
+            self._new_spool = spool_opener(settings)
+        # Synapse has JSON only, and so does a redaction. A row may be twice as large as the JSON that the limit is of.
+        is_copied = settings.redis_url is None and settings.redaction_policy is None
+        self.recorder = Recorder(self._open_spool, settings.max_record_bytes // 2 if is_copied else 0)
         super().__init__(settings.source, self.recorder)
         self._carrier: Carrier | None = None
         self._lock = threading.RLock()  # a signal handler may store or close in the middle of a call
@@ -64,7 +74,7 @@ class BlockingStore(BlockingCalls):
                 self._set_aside.append(spool)
                 spool = None
             if spool is None:
-                spool = self.recorder.spools[kind] = Spool(self._settings, kind)
+                spool = self.recorder.spools[kind] = self._new_spool(kind)
         try:
             self._running_carrier()
         except RuntimeError as err:  # no more threads: what is accepted waits in the spool
@@ -89,50 +99,25 @@ class BlockingStore(BlockingCalls):
             for kind in KINDS
         }
         deadline = time.monotonic() + timeout
-        while waiting := self._waiting(heads, deadline):
-            if time.monotonic() >= deadline:
-                redis = self._settings.redis_url_without_password
-                expected = (
-                    "a writer that keeps up" if redis is None else f"Redis at {redis}, and `tds writer` behind it"
-                )
-                raise FlushTimeout(
-                    f"{waiting} are not written after {timeout} s: expected {expected}; "
-                    "nothing is lost, see `tds status` and `tds doctor`"
-                )
-            self._running_carrier().wake()
-            time.sleep(_FLUSH_POLL_S)
+        with _marks_reader(self._settings, timeout) as written:
+            while waiting := _waiting(heads, written):
+                if time.monotonic() >= deadline:
+                    redis = self._settings.redis_url_without_password
+                    expected = (
+                        "a writer that keeps up" if redis is None else f"Redis at {redis}, and `tds writer` behind it"
+                    )
+                    raise FlushTimeout(
+                        f"{waiting} are not written after {timeout} s: expected {expected}; "
+                        "nothing is lost, see `tds status` and `tds doctor`"
+                    )
+                self._running_carrier().wake()
+                time.sleep(_FLUSH_POLL_S)
 
     def _running_carrier(self) -> Carrier:
         with self._lock:
             if self._carrier is None or not self._carrier.is_running:
                 self._carrier = Carrier(self._settings, self._sync_spools)
             return self._carrier
-
-    def _waiting(self, heads: dict[str, dict[str, int]], deadline: float) -> str:
-        """What of the given sequence numbers is not written yet, in words; "" if all is. Settled ones are removed."""
-        for kind, producers in heads.items():
-            written = self._written(kind, list(producers), deadline) if producers else {}
-            for name in [name for name, head in producers.items() if written.get(name, 0) >= head]:
-                del producers[name]
-        return ", ".join(f"{kind} of {len(producers)} processes" for kind, producers in heads.items() if producers)
-
-    def _written(self, kind: str, producers: list[str], deadline: float) -> dict[str, int]:
-        if self._settings.redis_url is not None:
-            from ingest.pipeline.synapse import marks_of  # redis-py takes a quarter of a second to import
-
-            return marks_of(self._settings, kind, producers, timeout_s=max(0.05, deadline - time.monotonic()))
-        paths = DataPaths(self._settings.data_dir)
-        if not paths.ledger(kind).exists():
-            return {}
-        import sqlite3  # 5 ms to import, and only who waits needs it
-
-        from ingest.pipeline.ledger import open_ledger  # as above
-
-        try:
-            with open_ledger(paths, kind) as ledger:
-                return ledger.marks(producers)
-        except (OSError, sqlite3.Error):
-            return {}  # whoever waits for marks goes on waiting, up to its own deadline
 
     def close(self) -> None:
         """Let go of files, locks and the thread. What is not written yet stays in the spool. May be called twice."""
@@ -155,6 +140,56 @@ class BlockingStore(BlockingCalls):
             spool.close(forked=True)
         if carrier is not None:
             carrier.abandon()
+
+
+class ExportSelection(TypedDict, total=False):
+    """What `export_for_training` takes by keyword; see there."""
+
+    where: str | None
+    columns: Sequence[str] | str | None
+    limit: int | None
+    sample: str | int | None
+    seed: int
+    format: str
+    redaction: str | None
+
+
+def _waiting(heads: dict[str, dict[str, int]], written: _Marks) -> str:
+    """What of the given sequence numbers is not written yet, in words; "" if all is. Settled ones are removed."""
+    for kind, producers in heads.items():
+        marks = written(kind, list(producers)) if producers else {}
+        for name in [name for name, head in producers.items() if marks.get(name, 0) >= head]:
+            del producers[name]
+    return ", ".join(f"{kind} of {len(producers)} processes" for kind, producers in heads.items() if producers)
+
+
+@contextmanager
+def _marks_reader(settings: Settings, timeout_s: float) -> Iterator[_Marks]:
+    """What gives the marks of a kind's producers; {} while they cannot be read. With Redis over one connection."""
+    if settings.redis_url is None:
+        yield partial(_marks_in_ledger, DataPaths(settings.data_dir))
+        return
+    from ingest.pipeline.synapse import PublishedMarks  # redis-py takes a quarter of a second to import
+
+    published = PublishedMarks(settings, max(0.05, timeout_s))
+    try:
+        yield published.look
+    finally:
+        published.close()
+
+
+def _marks_in_ledger(paths: DataPaths, kind: str, producers: list[str]) -> dict[str, int]:
+    if not paths.ledger(kind).exists():
+        return {}
+    import sqlite3  # 5 ms to import, and only who waits needs it
+
+    from ingest.pipeline.ledger import open_ledger  # as above
+
+    try:
+        with open_ledger(paths, kind) as ledger:
+            return ledger.marks(producers)
+    except (OSError, sqlite3.Error):
+        return {}  # whoever waits for marks goes on waiting, up to its own deadline
 
 
 class TrainingDataStore(Calls):
@@ -187,28 +222,40 @@ class TrainingDataStore(Calls):
         output_path: Path | str | None = None,
         start_date: date | str | None = None,
         end_date: date | str | None = None,
+        **selection: Unpack[ExportSelection],
     ) -> Path:
         """Export a kind's days as JSONL, both dates included, and give the file's path.
 
         Flushes, curates the days that changed, and exports: the very bytes of `tds export` and of the UI. By default
         from the first day with data to yesterday (UTC), to `training/<kind>_training.jsonl`. Blocks: in an event loop
-        use `export_for_training_async`. Needs the `platform` extra. Raises UnknownKind, InvalidRange, FlushTimeout, or
-        Unbalanced naming the days that do not add up.
+        use `export_for_training_async`. Needs the `platform` extra.
+
+        By keyword what to select, in a file of its own: `where` (a SQL condition over the columns and
+        `feedback.<name>`), `columns`, `limit`, `sample` (a number or `"5%"`) with a `seed`, `format` (records,
+        jsonl.zst or parquet), `redaction` (none, secrets or full).
+
+        Raises UnknownKind, InvalidRange, InvalidPredicate, InvalidSelection, FlushTimeout, or Unbalanced naming the
+        days that do not add up.
         """
         with _platform_extra():
-            from tds_dagster.export import export_range  # the one edge upwards: the function that the asset calls
+            from tds_dagster.export import export_range, select  # the one edge upwards: what the asset calls
 
+        selected = select(data_type, **selection)
         self.sync.flush()
         paths = DataPaths(self.settings.data_dir)
-        export_range(
+        made = export_range(
             paths,
             data_type,
             None if start_date is None else str(start_date),
             None if end_date is None else str(end_date),
             output=None if output_path is None else Path(output_path),
             keep_ranges=self.settings.keep_ranges,
+            settings=self.settings,
+            selection=selected,
         )
-        return paths.latest_export(data_type) if output_path is None else Path(output_path)
+        if output_path is not None:
+            return Path(output_path)
+        return paths.latest_export(data_type) if made.selection is None else made.path
 
     async def export_for_training_async(
         self,
@@ -216,9 +263,11 @@ class TrainingDataStore(Calls):
         output_path: Path | str | None = None,
         start_date: date | str | None = None,
         end_date: date | str | None = None,
+        **selection: Unpack[ExportSelection],
     ) -> Path:
         """`export_for_training` beside a running event loop."""
-        return await beside_the_loop(self.export_for_training, data_type, output_path, start_date, end_date)
+        export = partial(self.export_for_training, **selection)
+        return await beside_the_loop(export, data_type, output_path, start_date, end_date)
 
     def load(
         self, data_type: str, *, start_date: date | str | None = None, end_date: date | str | None = None

@@ -4,12 +4,13 @@ import dagster as dg
 
 from ingest.settings import read_settings
 from tds_dagster.assets.daily import daily_definitions
+from tds_dagster.assets.datasets import dataset_definitions
 from tds_dagster.assets.raw import raw_specs
 from tds_dagster.automation.schedules import export_yesterday
 from tds_dagster.automation.sensors import rebuild_changed_days, report_changed_days
 
 defs = dg.Definitions(
-    assets=[*raw_specs(), *daily_definitions()],
+    assets=[*raw_specs(), *daily_definitions(), *dataset_definitions()],
     schedules=[export_yesterday],
     sensors=[report_changed_days, rebuild_changed_days],
     resources={"settings": read_settings()},

@@ -9,7 +9,7 @@ waiting from the distance between each producer's last sequence number and its m
 import msgspec
 
 from ingest.pipeline.adoption import IMPORT_PREFIX
-from ingest.pipeline.ledger import CLOCK, DUPLICATES, FOREIGN, QUARANTINED, open_ledger, total
+from ingest.pipeline.ledger import CLOCK, DUPLICATES, ERASED, FOREIGN, QUARANTINED, open_ledger, total
 from ingest.pipeline.locks import FileLock
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import ProducerCounters, spooled_heads
@@ -26,10 +26,11 @@ class IngestAccount(msgspec.Struct, frozen=True):
     coerced: int  # accepted after a value was changed to fit JSON
     imported: int  # rows read from day files that the store did not write
     waiting: int  # accepted, and not in a CSV file yet
-    stored: int  # written by the writer: rows, and what it kept out of them
+    stored: int  # written by the writer: rows, what it kept out of them, and what was erased since
     rows: int  # in the CSV files
     duplicates: int  # of an idempotency key, left out by the writer
     quarantined: int  # lines that the writer could not turn into rows
+    erased: int  # rows and quarantined lines that were there and were erased
     clock: int  # rows filed under their ingest day, for their own time lies outside of the partitions
     foreign: int  # what other programs put into our files or into Synapse, kept in quarantine; no part of stored
     writer_alive: bool  # somebody holds the writer's lock
@@ -59,7 +60,7 @@ def account(settings: Settings, kind: str) -> IngestAccount:
         if not name.startswith(IMPORT_PREFIX):
             producers[name] = _at_least(producers.get(name, ProducerCounters()), mark)
     rows = sum(file.rows for file in files.values())
-    duplicates, quarantined = total(counts, DUPLICATES), total(counts, QUARANTINED)
+    duplicates, quarantined, erased = (total(counts, name) for name in (DUPLICATES, QUARANTINED, ERASED))
     return IngestAccount(
         kind=kind,
         offered=sum(counters.offered for counters in producers.values()),
@@ -68,10 +69,11 @@ def account(settings: Settings, kind: str) -> IngestAccount:
         coerced=sum(counters.coerced for counters in producers.values()),
         imported=sum(mark for name, mark in marks.items() if name.startswith(IMPORT_PREFIX)),
         waiting=sum(counters.accepted - marks.get(name, 0) for name, counters in producers.items()),
-        stored=rows + duplicates + quarantined,
+        stored=rows + duplicates + quarantined + erased,
         rows=rows,
         duplicates=duplicates,
         quarantined=quarantined,
+        erased=erased,
         clock=total(counts, CLOCK),
         foreign=total(counts, FOREIGN),
         writer_alive=FileLock.is_taken(paths.lock(kind)),

@@ -16,14 +16,14 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from ingest.errors import InvalidRecord
-from ingest.pipeline.partitions import DataPaths, make_folder, sync_folder
+from ingest.pipeline.partitions import DataPaths, make_folder, replacing, sync_folder
 from ingest.records import ALIASES, Kind, escape_text, keyed_record_id, timestamp_text
 
 IMPORT_PREFIX = "import-"  # of the names under which imported files stand among the producers
@@ -95,6 +95,38 @@ def read_rows(kind: Kind, path: Path, after: int) -> Iterator[ImportedRow]:
             if number > after:
                 line = text.encode(errors="surrogateescape")
                 yield _imported_row(kind, header, cells, digest, f"{path.name} row {number}", line, number)
+
+
+def blank_rows(kind: Kind, path: Path, is_doomed: Callable[[ImportedRow], bool]) -> int:
+    """Make an empty line of each row of an imported file that is to go; gives how many rows went.
+
+    The other rows keep their bytes and their numbers, of which record ids are made. Read once it is imported, the file
+    is never read again; done twice, the same empty lines are found and stay.
+    """
+    blanked = sum(1 for row in read_rows(kind, path, 0) if row.line.strip() and is_doomed(row))
+    if blanked:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as source:
+            header = _record(_Lines(source))[1].encode(errors="surrogateescape")
+        with replacing(path) as out:
+            out.write(header)
+            out.writelines(b"\n" if is_doomed(row) else row.line for row in read_rows(kind, path, 0))
+    return blanked
+
+
+def drop_records(path: Path, is_doomed: Callable[[bytes], bool]) -> int:
+    """Leave out the records of any CSV file whose text is to go; gives how many went."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as source:
+        dropped = sum(1 for text in _texts(source) if is_doomed(text))
+    if dropped:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as source, replacing(path) as out:
+            out.writelines(text for text in _texts(source) if not is_doomed(text))
+    return dropped
+
+
+def _texts(source: Iterable[str]) -> Iterator[bytes]:
+    lines = _Lines(source)
+    while lines.has_more():
+        yield _record(lines)[1].encode(errors="surrogateescape")
 
 
 class _Lines:

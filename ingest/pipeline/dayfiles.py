@@ -11,13 +11,15 @@ and is written again from the spool.)
     intent → append → fdatasync → fsync of the folder for a new file        the caller then commits the ledger
 
 A day file of an older version of ours has fewer columns. Before the first append to it, it is rewritten with all of
-today's: temporary file, fsync, ledger, rename. Killed before the ledger, the temporary file is no more than litter;
-killed after it, the committed size is the temporary file's, and the next writer does the rename.
+today's: new file beside it, fsync, ledger, rename. An erasure rewrites day files in the same way. Killed before the
+ledger, the new file is no more than litter; killed after it, its name says that it is the committed version, and the
+next one to look, writer or reader, does the rename.
 """
 
 import hashlib
 import logging
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +36,8 @@ from ingest.pipeline.ledger import (
     Ledger,
     Reject,
     chained_version,
+    put_rewritten_in_place,
+    rewritten_file,
     settle_edits,
 )
 from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, sync_data, sync_folder
@@ -42,6 +46,7 @@ from ingest.records import Kind
 # Open files of one kind, and how many are written before they are synced. A shuffled backfill of a year touches 365
 # days, and an agent's process may have 1,024 files open in all.
 _MAX_OPEN = 32
+_OURS = re.compile(r"\.(widening|widened|erasing|[0-9a-f]{32})")  # what a day file is rewritten under
 _SMALL_PIECE = 32 << 10
 logger = logging.getLogger(__name__)
 _INTENT = msgspec.json.Decoder(dict[str, tuple[int, int]])
@@ -63,18 +68,30 @@ class DayFiles:
         self._intent = self._read_intent()
         if not self._intent:
             sync_folder(paths.state)  # the file may be new
+        self._finish_rewriting()
         on_disk = {path.stem[-10:] for path in self._folder.glob(f"{kind.name}_????-??-??.csv")}
         for day in sorted(on_disk):
             path = paths.training(kind.name, day)
             if not _size(path) and day not in self._committed:
                 path.unlink()  # a first batch of ours that a power cut took before its bytes were on the disk
-            elif _size(path) > self._committed_size(day) or _widened(path).exists():
+            elif _size(path) > self._committed_size(day):
                 try:
                     self._settle(day)
                 except DamagedFile as err:
                     logger.error("%s", err)  # noqa: TRY400 - no traceback: whoever appends to that day gets the error
-                    continue
-            _widened(path).unlink(missing_ok=True)
+
+    def _finish_rewriting(self) -> None:
+        """Put rewritten day files in place whose version is committed; the others are litter."""
+        for rewritten in self._folder.glob(f"{self._kind.name}_????-??-??.csv.*"):
+            path = rewritten.with_suffix("")
+            committed = self._committed.get(path.stem[-10:])
+            if committed is not None and put_rewritten_in_place(path, committed):
+                continue
+            is_former = rewritten.suffix == ".widened"  # of the former version, which renamed it after the commit too
+            if is_former and committed is not None and _size(path) < committed.size == _size(rewritten):
+                rewritten.replace(path)
+            elif _OURS.fullmatch(rewritten.suffix):
+                rewritten.unlink(missing_ok=True)
 
     def _committed_size(self, day: str) -> int:
         committed = self._committed.get(day)
@@ -142,7 +159,7 @@ class DayFiles:
 
     def _widen(self, day: str, path: Path, committed: CommittedFile) -> CommittedFile:
         """Rewrite a day file of an older version of ours with all of today's columns."""
-        temporary = _widened(path)
+        temporary = path.with_suffix(".csv.widening")
         with path.open("rb") as old, temporary.open("wb") as new:
             os.fchmod(new.fileno(), PRIVATE_FILE)
             names = old.readline().decode().rstrip("\n").split(",")
@@ -160,14 +177,12 @@ class DayFiles:
         with temporary.open("rb") as new:
             version = hashlib.file_digest(new, "sha256").hexdigest()
         widened = CommittedFile(status.st_size, committed.rows, version, status.st_mtime_ns)
+        temporary.replace(rewritten_file(path, version))
+        sync_folder(self._folder)
         self._ledger.commit(Commit(files={day: widened}))
-        self._put_widened_in_place(path)
+        put_rewritten_in_place(path, widened)
         self._committed[day] = widened
         return widened
-
-    def _put_widened_in_place(self, path: Path) -> None:
-        _widened(path).replace(path)
-        sync_folder(self._folder)
 
     def _descriptor(self, day: str) -> int:
         """The day's file, open. It stays open while the next `_MAX_OPEN` - 1 others are asked for."""
@@ -188,9 +203,6 @@ class DayFiles:
         path = self._paths.training(self._kind.name, day)
         committed = self._committed.get(day)
         size, end = _size(path), self._committed_size(day)
-        if size < end and _size(_widened(path)) == end:
-            self._put_widened_in_place(path)
-            size = end
         if size > end:
             start, stop = self._intent.get(day, (0, 0))
             own_end = min(stop, size) if start == end else end
@@ -273,11 +285,6 @@ def _cut(path: Path, size: int) -> int:
         file.truncate(size)
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_mtime_ns
-
-
-def _widened(path: Path) -> Path:
-    """Where a day file is rewritten with more columns."""
-    return path.with_suffix(".csv.widened")
 
 
 def _header(descriptor: int) -> bytes:

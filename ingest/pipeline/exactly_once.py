@@ -4,8 +4,9 @@ A batch goes through these steps, in this order:
 
     read → append rows → fdatasync → commit the ledger (file sizes + producers' marks) → publish marks → acknowledge
 
-The rows of a few hundred records are made together, a column at a time (`Kind.csv_rows`), and while one batch is on its
-way to the disk the next one may be prepared.
+Most records come out of the spool as rows, which are copied. Those that come as JSON, all of Synapse's among them, are
+made into rows a few hundred together, a column at a time (`Kind.csv_rows`). While one batch is on its way to the disk
+the next one may be prepared.
 
 Killed before the commit: the rows lie beyond the committed size, the next writer cuts them off, and the source still
 has the records. Killed after it: the source gives the records again and the marks say that they are written. A mark
@@ -21,7 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ from ingest.pipeline.failpoints import Failpoint
 from ingest.pipeline.ledger import CLOCK, DUPLICATES, FOREIGN, QUARANTINED, Commit, Ledger, Reject
 from ingest.pipeline.partitions import TIMESTAMP, DataPaths, filing_day, make_folder, sync_folder, today
 from ingest.pipeline.spool import Batch, ProducerCounters
-from ingest.records import Kind, has_keyed, is_keyed
+from ingest.records import Kind, day_text, has_keyed, is_keyed
 from ingest.settings import Settings
 
 MAX_RECORDS = 10_000  # of one commit: an fdatasync a day file and one of the ledger are paid for all of them
@@ -59,8 +60,12 @@ class Pending:
 
     def add(self, day: str, rows: Sequence[str]) -> None:
         """Add rows of one day."""
-        self.counts[day] += len(rows)
-        self.parts[day].append("".join(rows).encode())
+        self.add_text(day, "".join(rows).encode(), len(rows))
+
+    def add_text(self, day: str, text: bytes, rows: int) -> None:
+        """Add the text of so many rows of one day."""
+        self.counts[day] += rows
+        self.parts[day].append(text)
 
 
 class Writer:
@@ -84,6 +89,7 @@ class Writer:
         self._marks_ahead: dict[str, int] = {}  # of what is prepared, if not committed yet
         self._keys_ahead = set[str]()  # the same of idempotency keys
         self._is_ordinary: dict[str, bool] = {}
+        self._day_texts: dict[int, str] = {}
         self.factor = 1  # how many times `MAX_RECORDS` and `MAX_BYTES` the next commit should have
         self._gaps: dict[tuple[str, int], tuple[float, float]] = {}  # (producer, mark): seen since, said at
         self._next_forgetting = 0.0
@@ -157,7 +163,71 @@ class Writer:
         self.ledger.close()
 
     def _add(self, batch: Batch, pending: Pending) -> None:
-        """Add a batch's rows. Where it does not decode as a whole its lines are taken one by one, bad ones rejected."""
+        """Add a batch of rows, of JSON, or of both."""
+        days = batch.days
+        if not any(days):
+            self._add_json(batch, pending)
+            return
+        day = self._ordinary_day(days[0], today().isoformat())
+        if day and days.count(days[0]) == batch.count and batch.header == self._kind.header:
+            pending.add_text(day, batch.data + b"\n", batch.count)
+        else:
+            seq = batch.first_seq
+            for is_row, run in groupby(zip(batch.lines, days, strict=True), key=lambda pair: pair[1] > 0):
+                lines, days_of_run = zip(*run, strict=True)
+                part = Batch(batch.producer, seq, len(lines), b"\n".join(lines), days_of_run, batch.header)
+                if is_row:
+                    self._add_rows(part, pending)
+                else:
+                    self._add_json(part, pending)
+                seq += len(lines)
+
+    def _add_rows(self, batch: Batch, pending: Pending) -> None:
+        """Add rows that may be of many days, or of another version's columns."""
+        lines = batch.lines
+        if batch.header != self._kind.header:
+            names = batch.header.decode().rstrip("\n").split(",")
+            try:
+                lines = [self._kind.widen_row(names, line).rstrip(b"\n") for line in lines]
+            except InvalidRecord as err:
+                for seq, line in enumerate(lines, batch.first_seq):
+                    _reject(batch.producer, seq, line, err, pending)
+                return
+        by_day: dict[int, list[bytes]] = defaultdict(list)
+        for number, line in zip(batch.days, lines, strict=True):
+            by_day[number].append(line)
+        now = today().isoformat()
+        for number, part in by_day.items():
+            day = self._ordinary_day(number, now)
+            if day:
+                pending.add_text(day, b"\n".join(part) + b"\n", len(part))
+            else:
+                seqs = (seq for seq, other in enumerate(batch.days, batch.first_seq) if other == number)
+                self._add_rows_of_no_ordinary_day(batch.producer, zip(seqs, part, strict=True), pending)
+
+    def _add_rows_of_no_ordinary_day(self, producer: str, lines: Iterable[tuple[int, bytes]], pending: Pending) -> None:
+        """Add rows, given with their sequence numbers, whose timestamps need a closer look."""
+        good = list[tuple[str, str, str]]()
+        for seq, line in lines:
+            try:
+                good.append((line.decode() + "\n", *self._kind.read_stamp(line.decode())))
+            except ValueError as err:
+                _reject(producer, seq, line, err, pending)
+        if good:
+            rows, timestamps, record_ids = zip(*good, strict=True)
+            self._add_one_by_one(rows, timestamps, record_ids, pending)
+
+    def _ordinary_day(self, number: int, now: str) -> str:
+        """The day with that number if its rows may be filed under it; "" before the start date and after `now`."""
+        if not number:
+            return ""
+        day = self._day_texts.get(number)
+        if day is None:
+            day = self._day_texts[number] = day_text(number)
+        return day if day <= now and self._is_ordinary_day(day) else ""
+
+    def _add_json(self, batch: Batch, pending: Pending) -> None:
+        """Add records as rows. Where they do not decode as a whole lines are taken one by one, bad ones rejected."""
         try:
             records = self._kind.decoder.decode_lines(batch.data)
             if len(records) != batch.count:
@@ -173,10 +243,7 @@ class Writer:
                     raise InvalidRecord(_LOST)
                 self._add_records([self._kind.decoder.decode(line)], pending, escaped=b"\\" in line)
             except (ValueError, RecursionError) as err:
-                day = today().isoformat()
-                origin = f"producer {batch.producer} seq {seq}"
-                pending.change.rejects.append(Reject(day, str(err), origin, line))
-                pending.change.count(day, QUARANTINED)
+                _reject(batch.producer, seq, line, err, pending)
 
     def _add_records(self, records: Sequence[msgspec.Struct], pending: Pending, *, escaped: bool) -> None:
         """Add decoded records' rows, all of them or, raising ValueError, none."""
@@ -287,12 +354,20 @@ class Writer:
         sync_folder(target.parent)
 
 
+def _reject(producer: str, seq: int, line: bytes, err: Exception, pending: Pending) -> None:
+    """Put a producer's line into quarantine."""
+    day = today().isoformat()
+    pending.change.rejects.append(Reject(day, str(err), f"producer {producer} seq {seq}", line))
+    pending.change.count(day, QUARANTINED)
+
+
 def _behind(batch: Batch, mark: int) -> Batch:
     """The part of a batch that the mark does not cover."""
     covered = mark + 1 - batch.first_seq
     if covered <= 0:
         return batch
-    return Batch(batch.producer, mark + 1, batch.count - covered, batch.data.split(b"\n", covered)[covered])
+    data = batch.data.split(b"\n", covered)[covered]
+    return Batch(batch.producer, mark + 1, batch.count - covered, data, batch.days[covered:], batch.header)
 
 
 def _is_ordinary(day: str, start_date: date) -> bool:

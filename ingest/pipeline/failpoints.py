@@ -7,7 +7,11 @@ from typing import Literal, get_args
 
 from ingest.errors import InvalidSetting
 
-Step = Literal["intent", "append", "sync", "commit", "publish", "acknowledge"]
+Step = Literal[
+    "intent", "append", "sync", "commit", "publish", "acknowledge",  # of the writer
+    "plan", "rewrite", "erase", "rename", "wipe", "stream", "leftovers",  # of an erasure
+    "derived", "rebuild", "receipt",
+]  # fmt: skip
 
 
 class Failpoint:

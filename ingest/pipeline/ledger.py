@@ -16,6 +16,9 @@ file and never wait for the writer.
     groups     durable groups of subscribers without Redis: up to which byte of each day file they are served; the day
                "" stands for a group's being there
     stream_groups  durable groups in Synapse as the writer last saw them, to be made again when Redis loses them
+    erasures   what was erased, by erasure and day: rows, rejected lines, and the byte ranges of the day file that went
+    erased_keys  idempotency keys of erased records, as a keyed hash of the record id: they keep an import that is run
+               again from bringing the records back, and are forgotten as keys are
 
 Folding: processes come and go, and each leaves a mark and counters. Those of ended producers are added to one row, the
 producer "", once nothing can bring their records again; the sums of the account stay what they are. A mark is needed
@@ -28,14 +31,17 @@ older than this, or a spool folder brought back from one.
 
 import contextlib
 import hashlib
+import hmac
 import os
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zlib import crc32
 
 import msgspec
 
@@ -63,9 +69,12 @@ CREATE INDEX IF NOT EXISTS ended_by_time ON ended (at);
 CREATE TABLE IF NOT EXISTS groups (name TEXT, day TEXT, size INTEGER NOT NULL,
     PRIMARY KEY (name, day)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS stream_groups (name TEXT PRIMARY KEY, position TEXT NOT NULL) STRICT, WITHOUT ROWID;
-PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS erasures (place INTEGER PRIMARY KEY, id TEXT NOT NULL, day TEXT NOT NULL,
+    rows INTEGER NOT NULL, rejects INTEGER NOT NULL, ranges TEXT NOT NULL, UNIQUE (id, day)) STRICT;
+CREATE TABLE IF NOT EXISTS erased_keys (hash TEXT PRIMARY KEY, seen INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 2;
 """
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _FOLD = """
 CREATE TEMP TABLE folding AS SELECT producer, coalesce(seq, 0) AS seq, max(accepted, coalesce(seq, 0)) AS accepted,
         dropped, coerced, offered
@@ -83,7 +92,10 @@ UPDATE ended SET at = 0 WHERE producer IN (SELECT producer FROM folding);
 DROP TABLE folding;
 """
 
+_PATIENCE_S = 30  # for what another process does with a ledger
 DUPLICATES, QUARANTINED, CLOCK, FOREIGN = "duplicates", "quarantined", "clock", "foreign"
+ERASED = "erased"
+_IMPORTED_ROW = re.compile(r" row [0-9]+\Z")  # how the origin of an imported file's row ends
 
 
 class CommittedFile(msgspec.Struct, frozen=True):
@@ -120,6 +132,30 @@ class Commit(msgspec.Struct):
         self.counts[day, name] = self.counts.get((day, name), 0) + n
 
 
+Ranges = list[tuple[int, int]]  # of bytes in a file: where each begins, and how long it is; in order, none touching
+
+
+class DayErasure(msgspec.Struct, frozen=True):
+    """What an erasure took from one day."""
+
+    day: str
+    rows: int  # of the day file
+    rejects: int  # of the writer's rejected lines that count as stored
+    ranges: Ranges  # of the day file as it was
+
+
+class Erasure(msgspec.Struct, frozen=True):
+    """What an erasure takes from one day, in one transaction."""
+
+    id: str
+    day: str
+    file: CommittedFile | None  # the rewritten day file; None: it stays
+    rows: int  # that went from it
+    ranges: Ranges  # and where they had stood
+    rejects: list[int]  # rejected lines that go, by their ids
+    keyed: list[str]  # record ids whose idempotency keys become hashes
+
+
 class Ledger:
     """One kind's ledger, open. Use it from one thread at a time."""
 
@@ -128,8 +164,9 @@ class Ledger:
         if not path.exists():
             _create(path)
         self.path = path
+        self._secret = b""  # the key of `erased_keys`, once it is needed
         self._db = _connect(path)
-        if self._db.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
+        if self._db.execute("PRAGMA user_version").fetchone() < (_SCHEMA_VERSION,):
             self._db.executescript(_SCHEMA)  # one of an earlier version lacks tables
 
     def close(self) -> None:
@@ -174,8 +211,17 @@ class Ledger:
             db.executemany("INSERT OR IGNORE INTO ended VALUES (?, ?)", change.ended.items())
 
     def known_keys(self, record_ids: Iterable[str]) -> set[str]:
-        """Those of the given keyed record ids that were stored before."""
-        return {row[0] for row in self._matching("SELECT record_id FROM keys WHERE record_id", record_ids)}
+        """Those of the given keyed record ids that were stored before, whether they were erased since or not."""
+        wanted = list(record_ids)
+        known = {row[0] for row in self._matching("SELECT record_id FROM keys WHERE record_id", wanted)}
+        if wanted and self._db.execute("SELECT 1 FROM erased_keys LIMIT 1").fetchone():
+            hashes = {self._erased_key(record_id): record_id for record_id in wanted}
+            known |= {hashes[row[0]] for row in self._matching("SELECT hash FROM erased_keys WHERE hash", hashes)}
+        return known
+
+    def _erased_key(self, record_id: str) -> str:
+        self._secret = self._secret or secret_key(self.path.parent)
+        return keyed_hash(self._secret, record_id)
 
     def _matching(self, query: str, names: Iterable[str]) -> Iterator[tuple[Any, ...]]:
         """The rows of a query that ends before `IN`; SQLite takes only so many names at a time."""
@@ -186,7 +232,74 @@ class Ledger:
 
     def forget_keys(self, older_than_s: float) -> None:
         """Forget idempotency keys that were stored more than `older_than_s` seconds ago."""
-        self._db.execute("DELETE FROM keys WHERE seen < ?", (int(time.time() - older_than_s),))
+        for table in ("keys", "erased_keys"):
+            self._db.execute(f"DELETE FROM {table} WHERE seen < ?", (int(time.time() - older_than_s),))
+
+    def erase(self, erasure: Erasure) -> None:
+        """Commit what an erasure takes, whole or not at all: size and version, counts, rejects, keys, places."""
+        self._db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, in this file at once
+        with self._transaction() as db:
+            if erasure.file is not None:
+                size, rows, version, mtime_ns = msgspec.structs.astuple(erasure.file)
+                db.execute(
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (erasure.day, size, rows, version, mtime_ns)
+                )
+            stored = self._erase_rejects(erasure)
+            ranges = msgspec.json.encode(erasure.ranges).decode()
+            db.execute(
+                "INSERT INTO erasures (id, day, rows, rejects, ranges) VALUES (?, ?, ?, ?, ?)",
+                (erasure.id, erasure.day, erasure.rows, stored, ranges),
+            )
+            db.execute(
+                "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n",
+                (erasure.day, ERASED, erasure.rows + stored),
+            )
+            for record_id in erasure.keyed:
+                key = db.execute("DELETE FROM keys WHERE record_id = ? RETURNING seen", (record_id,)).fetchone()
+                if key is not None:
+                    hashed = self._erased_key(record_id)
+                    db.execute("INSERT OR REPLACE INTO erased_keys VALUES (?, ?)", (hashed, key[0]))
+            places = db.execute("SELECT name, size FROM groups WHERE day = ?", (erasure.day,)).fetchall()
+            db.executemany(
+                "UPDATE groups SET size = ? WHERE name = ? AND day = ?",
+                [(place_after(place, erasure.ranges), name, erasure.day) for name, place in places],
+            )
+
+    def _erase_rejects(self, erasure: Erasure) -> int:
+        """Delete rejected lines, and take them out of their counters; gives how many of them counted as stored."""
+        stored = 0
+        for place in erasure.rejects:
+            (origin,) = self._db.execute("DELETE FROM rejects WHERE id = ? RETURNING origin", (place,)).fetchone()
+            counter = FOREIGN if is_foreign(origin) else QUARANTINED
+            self._db.execute("UPDATE counts SET n = n - 1 WHERE day = ? AND name = ?", (erasure.day, counter))
+            stored += counter == QUARANTINED
+        return stored
+
+    def erasures(self, erasure_id: str | None = None) -> list[DayErasure]:
+        """What was erased, in the order it was: all of it, or by one erasure."""
+        query = "SELECT day, rows, rejects, ranges FROM erasures"
+        if erasure_id is None:
+            rows = self._db.execute(f"{query} ORDER BY place")
+        else:
+            rows = self._db.execute(f"{query} WHERE id = ? ORDER BY place", (erasure_id,))
+        return [DayErasure(d, n, r, msgspec.json.decode(ranges, type=Ranges)) for d, n, r, ranges in rows]
+
+    def count_erasures(self) -> int:
+        """How many `erasures` there are; each only adds to them."""
+        return int(self._db.execute("SELECT count(*) FROM erasures").fetchone()[0])
+
+    def rejects_by_id(self, day: str) -> dict[int, Reject]:
+        """The day's rejected lines by their ids here."""
+        rows = self._db.execute("SELECT id, day, reason, origin, line FROM rejects WHERE day = ? ORDER BY id", (day,))
+        return {place: Reject(*reject) for place, *reject in rows}
+
+    def wipe(self, patience_s: float) -> bool:
+        """Leave nothing of deleted rows in free pages or in the write-ahead log; False if a reader kept it so long."""
+        self._db.execute("VACUUM")
+        self._db.execute(f"PRAGMA busy_timeout = {1000 * patience_s:.0f}")  # the checkpoint waits so long by itself
+        busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._db.execute(f"PRAGMA busy_timeout = {1000 * _PATIENCE_S}")
+        return not busy
 
     def adopt_edit(self, day: str, seen: CommittedFile, edited: CommittedFile) -> None:
         """Take over somebody else's edit of a day file, unless the day changed since it was `seen`."""
@@ -221,6 +334,11 @@ class Ledger:
         return dict(
             self._db.execute(query) if producers is None else self._matching(f"{query} WHERE producer", producers)
         )
+
+    def moment(self) -> tuple[int, int]:
+        """Changes with every commit, by this connection or another: the same moment, the same content."""
+        ((version,),) = self._db.execute("PRAGMA data_version")  # counts other connections' commits
+        return int(version), self._db.total_changes
 
     def counts(self) -> dict[tuple[str, str], int]:
         """All counters, by (day, name)."""
@@ -262,11 +380,17 @@ class Ledger:
             groups.setdefault(name, {})[day] = size
         return groups
 
-    def place_group(self, name: str, sizes: Mapping[str, int]) -> None:
-        """Note up to which byte of each of these day files a group is served; one not known before is there then."""
+    def place_group(self, name: str, sizes: Mapping[str, int], erasures: int | None = None) -> bool:
+        """Note up to which byte of each of these day files a group is served; one not known before is there then.
+
+        With `erasures`, how many there were when these bytes were counted: False, and nothing noted, if there are more.
+        """
         with self._transaction() as db:
+            if erasures is not None and self.count_erasures() != erasures:
+                return False
             rows = [(name, day, size) for day, size in {"": 0, **sizes}.items()]
             db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?)", rows)
+        return True
 
     def forget_group(self, name: str) -> bool:
         """Forget a group without Redis; whether there was one."""
@@ -284,7 +408,7 @@ class Ledger:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_PATIENCE_S)
     connection.execute("PRAGMA synchronous=FULL")
     return connection
 
@@ -322,12 +446,83 @@ def open_ledger(paths: DataPaths, kind: str) -> Iterator[Ledger]:
             ledger.close()
 
 
+def is_foreign(origin: str) -> bool:
+    """Whether a reject of that origin came from another program, and so is no part of what was stored."""
+    return not (origin.startswith("producer ") or _IMPORTED_ROW.search(origin))
+
+
+def secret_key(state: Path) -> bytes:
+    """The data folder's own key for `keyed_hash`, made once."""
+    path = state / "erasures" / "key"
+    if not path.exists():
+        make_folder(path.parent)
+        draft = path.with_name(f".key.{os.getpid()}.{threading.get_ident()}")
+        draft.touch(mode=PRIVATE_FILE)
+        try:
+            draft.write_bytes(os.urandom(32))
+            with draft.open("rb") as made:
+                os.fsync(made.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink()
+        sync_folder(path.parent)
+    return path.read_bytes()
+
+
+def keyed_hash(key: bytes, text: str) -> str:
+    """HMAC-SHA256 (RFC 2104), in hex, of a text that must not be kept as it is."""
+    return hmac.digest(key, text.encode(errors="surrogatepass"), "sha256").hex()
+
+
+def place_after(place: int, erased: Ranges) -> int:
+    """Where a place in a file stands after these ranges of it were erased."""
+    return place - sum(max(0, min(length, place - start)) for start, length in erased)
+
+
+def rewritten_file(path: Path, version: str) -> Path:
+    """Where the new content of a day file stands, complete and synced, until that version is committed and it moves."""
+    return path.with_name(f"{path.name}.{version[:32]}")
+
+
+def put_rewritten_in_place(path: Path, committed: CommittedFile) -> bool:
+    """Put the committed version in the place of the day file, if its rename is still to come; whether it was.
+
+    A day file is rewritten (with more columns, or without erased rows) in this order: new file, fsync, ledger, rename.
+    Anybody may do the last step, readers too: the name says which version it is.
+    """
+    try:
+        rewritten_file(path, committed.version).replace(path)
+    except FileNotFoundError:
+        return False
+    sync_folder(path.parent)
+    return True
+
+
+def open_committed(ledger: Ledger, path: Path, day: str, seen: CommittedFile) -> tuple[BinaryIO, CommittedFile]:
+    """A day file, open, and what is committed of it: as it was `seen`, or as it is since.
+
+    Whoever rewrites the day from then on makes another file: what is committed of this one stays as it is.
+    """
+    while True:
+        put_rewritten_in_place(path, seen)
+        source = path.open("rb")
+        present = ledger.file(day) or seen
+        if present == seen:  # so no other file was put in its place before it was open
+            return source, seen
+        source.close()
+        seen = present
+
+
 def chained_version(version: str, appended: Iterable[bytes]) -> str:
-    """The version of a file after bytes were appended: SHA-256 over the former version and the bytes."""
-    digest = hashlib.sha256(version.encode())
+    """The version of a file after bytes were appended: SHA-256 over the former version, their number and their CRC-32.
+
+    Over the bytes themselves it would take 0.3 microseconds a record and say no more: it only has to be another one.
+    """
+    size = crc = 0
     for part in appended:
-        digest.update(part)
-    return digest.hexdigest()
+        size, crc = size + len(part), crc32(part, crc)
+    return hashlib.sha256(f"{version} {size} {crc}".encode()).hexdigest()
 
 
 def settle_edits(ledger: Ledger, paths: DataPaths, kind: str, days: Iterable[str] | None = None) -> None:
@@ -338,18 +533,27 @@ def settle_edits(ledger: Ledger, paths: DataPaths, kind: str, days: Iterable[str
     """
     files = ledger.files()
     for day in files if days is None else [day for day in days if day in files]:
-        committed = files[day]
         path = paths.training(kind, day)
         try:
-            status = path.stat()
-        except FileNotFoundError as err:
-            raise DamagedFile(
-                f"{path}: expected {committed.size} committed bytes, but the file is gone; restore it from a backup"
-            ) from err
-        if status.st_size < committed.size:
-            raise _truncated(path, status.st_size, committed.size)
-        if status.st_mtime_ns == committed.mtime_ns or status.st_size != committed.size:
-            continue
+            _settle_day(ledger, path, day, files[day])
+        except DamagedFile:
+            present = ledger.file(day)
+            if present is None or present.version == files[day].version:
+                raise
+            _settle_day(ledger, path, day, present)  # rewritten by an erasure since the ledger was read
+
+
+def _settle_day(ledger: Ledger, path: Path, day: str, committed: CommittedFile) -> None:
+    put_rewritten_in_place(path, committed)
+    try:
+        status = path.stat()
+    except FileNotFoundError as err:
+        raise DamagedFile(
+            f"{path}: expected {committed.size} committed bytes, but the file is gone; restore it from a backup"
+        ) from err
+    if status.st_size < committed.size:
+        raise _truncated(path, status.st_size, committed.size)
+    if status.st_mtime_ns != committed.mtime_ns and status.st_size == committed.size:
         ledger.adopt_edit(day, committed, _edited(path, committed, status.st_mtime_ns))
 
 

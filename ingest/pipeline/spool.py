@@ -5,25 +5,37 @@ Layout, for each kind and each producer (a producer is one process's use of one 
     <spool>/<kind>/<producer>/counters                 32 bytes: accepted, offered, dropped, coerced (u64 each);
                                                        held with flock by the producer while it lives
     <spool>/<kind>/<producer>/<first seq, 20 digits>.seg
+    <spool>/<kind>/<producer>/<first seq, 20 digits>.spare    a segment that is written, to be used again
 
-    segment = header (16 bytes: magic "TDSSPL02", first seq u64), records, zeros, index
-    record  = one line of JSON with its line feed; records grow up from the header
-    index   = for each record: end of its line u32, CRC-32 u32 of the header and all lines so far; it grows down from
-              the end of the preallocated segment. Numbers are in the machine's order: a spool is one host's
+    segment = head (magic "TDSSPL03", first seq u64, the kind's CSV header with its line feed), records, index
+    record  = one line with its line feed, records grow up from the head: a row of the day's CSV file, or JSON
+    index   = for each record: end of its line u32, check u32, day u32; it grows down from the end of the preallocated
+              segment. Numbers are in the machine's order: a spool is one host's
+    day     = days from 1970 to the one that a CSV row belongs to; 0: the record is JSON
+    check   = CRC-32 of the head and all lines so far, xor CRC-32 of the head and the day
+
+What the former version left, or an agent that has it still adds, is read too: magic "TDSSPL02", a head of 16 bytes,
+lines of JSON only, and entries of two numbers, the end of the line and the CRC-32 itself.
 
 The producer appends to the mapping of its last segment: line, index entry, then the count of accepted records, one
 aligned store. So a record is accepted from one instruction on, and a process killed at any instruction leaves it
 whole or absent. Segments are preallocated (a full disk shows itself as an error there, not as a SIGBUS). A segment
 is complete once a later one exists.
 
+A spare is filled with zeros when it is used again. Should a power cut bring pages of its former use back, nothing on
+them passes for a record: the check has the first sequence number in it, which is another one at each use.
+
 Because the CRC runs on, a reader checks hundreds of records with one call over one slice, which is at the same time
 the text that decoders and Synapse take: no step of Python is paid a record. Only where a slice does not match is it
 gone through line by line. A line that does not match its own CRC is passed on as a tombstone (an empty line), so that
 the sequence goes on without a gap.
 
-Readers (the embedded writer, the shipper to Synapse) never change a segment. They delete one when the writer's
-durable mark covers it and a later one exists, or its producer has ended. An ended producer may leave records that are
-complete but not counted: killed between the two stores, or counted on a page that a power cut took. They are read too.
+Readers (the embedded writer, the shipper to Synapse) never change a segment. They let go of one when the writer's
+durable mark covers it and a later one exists, or its producer has ended: a living producer has up to `_SPARES` of them
+back as spares, others are deleted. The producer keeps so many full segments mapped, the oldest, for they come back
+first: to use one again costs no page faults (0.5 microseconds a record of 500 bytes). An ended producer may leave
+records that are complete but not counted: killed between the two stores, or counted on a page that a power cut took.
+They are read too.
 """
 
 import contextlib
@@ -36,7 +48,7 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -47,20 +59,27 @@ import uuid_utils
 
 from ingest.errors import DamagedFile, NotAccepted
 from ingest.pipeline.partitions import PRIVATE_FILE, make_folder, sync_data, sync_folder
+from ingest.records import KINDS
 from ingest.settings import Settings
 
 if TYPE_CHECKING:
     from types import FrameType
 
-MAGIC = b"TDSSPL02"
+MAGIC, _FORMER_MAGIC = b"TDSSPL03", b"TDSSPL02"
+_HEAD = struct.Struct("@8sQ")
 # Native and aligned, so that each number is one store: a reader never sees half of one.
-_HEADER = struct.Struct("@8sQ")
-_ENTRY = struct.Struct("@II")
+_ENTRY, _FORMER_ENTRY = struct.Struct("@III"), struct.Struct("@II")
+_DAY = struct.Struct("@I")
 _write_entry = _ENTRY.pack_into
 _COUNTERS = struct.Struct("@QQQQ")
 # What a reader takes at once: as much as one entry of Synapse, and decoded in half a millisecond. An agent's call
 # waits so long for the interpreter's lock at most.
 BATCH_RECORDS, BATCH_BYTES = 500, 256 << 10
+_HELD_BYTES = 5 << 10
+_LONGEST_HEADER = 4096  # of the columns' names
+_SALTS = 1000
+_ZEROS = bytes(1 << 20)
+_SPARES = 2  # 8 MiB each: what a writer is behind while it keeps up, and no more resident memory than that
 _LOG_INTERVAL_S = 60.0
 _BLOCKED_RETRY_S = 0.01
 _LOOK_INTERVAL_S = 0.2  # between two looks at the files of a producer that has nothing new
@@ -80,7 +99,7 @@ class ProducerCounters(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Consecutive records of one producer: their JSON lines joined by line feeds, as Synapse's field `d` holds them.
+    """Consecutive records of one producer: their lines joined by line feeds, as Synapse's field `d` holds them.
 
     An empty line is a tombstone: a record that cannot be read any more.
     """
@@ -89,6 +108,8 @@ class Batch(msgspec.Struct, frozen=True):
     first_seq: int
     count: int
     data: bytes
+    days: Sequence[int] = ()  # of each line that is a CSV row: its day, counted from 1970; 0: JSON. (): all are JSON
+    header: bytes = b""  # the columns of these rows
 
     @property
     def last_seq(self) -> int:
@@ -118,7 +139,8 @@ class Spool:
         self._free: list[None] = [None]
         self._sync_lock = threading.RLock()
         self._segment: _SegmentWriter | None = None
-        self._retired: list[_SegmentWriter] = []  # full, to be synced and closed by the next `sync`
+        self._retired: list[_SegmentWriter] = []  # full, to be synced by the next `sync`
+        self._kept: list[_SegmentWriter] = []  # full and still mapped, to be used again
         self._has_new_files = False  # whose folder entries are not synced yet
         self._counters: memoryview | None = None  # over the mapped file, as numbers: a store takes 35 ns
         self._counters_file = -1
@@ -136,9 +158,11 @@ class Spool:
         self,
         line: bytes,
         coerced: bool = False,  # noqa: FBT001, FBT002
+        day: int = 0,
     ) -> bool | None:
-        """Put one record's JSON into the spool; True once it would survive `kill -9` of this process.
+        """Put one record into the spool; True once it would survive `kill -9` of this process.
 
+        `line` is JSON, or with a `day` (counted from 1970) a row of that day's CSV file.
         What cannot be taken is counted as dropped: False. Raises NotAccepted then if TDS_ON_FULL=raise; waits for
         room if TDS_ON_FULL=block, unless the record is larger than TDS_MAX_RECORD_BYTES. None if this producer is
         closed: the record belongs into another one.
@@ -158,8 +182,8 @@ class Spool:
                 return None
             self._offered += 1
             segment = self._segment
-            if segment is None or len(line) > self._max_record_bytes or not segment.append(line):
-                refusal = self._make_room(line)
+            if len(line) > self._max_record_bytes or segment is None or not segment.append(line, day):
+                refusal = self._make_room(line, day)
                 if refusal is not None:
                     return self._drop(refusal)
             self._accepted = accepted = self._accepted + 1
@@ -204,19 +228,19 @@ class Spool:
         self._offered = self._accepted + self._dropped
         self._save_counters()
 
-    def _make_room(self, line: bytes) -> str | None:
+    def _make_room(self, line: bytes, day: int) -> str | None:
         """Append a record to a new segment; the reason if that cannot be done."""
         if len(line) > self._max_record_bytes:
             return (
                 f"a record of {len(line)} bytes is over TDS_MAX_RECORD_BYTES={self._max_record_bytes}; "
                 "store less in one record or raise the limit"
             )
-        size = max(self._settings.spool_segment_bytes, segment_bytes(len(line)))
+        size = max(self._settings.spool_segment_bytes, segment_bytes(self.kind, len(line)))
         while (refusal := self._rotate(size)) is not None:
             if self._settings.on_full != "block":
                 return refusal
             time.sleep(_BLOCKED_RETRY_S)
-        self._segment.append(line)  # type: ignore[union-attr]  # _rotate made one
+        self._segment.append(line, day)  # type: ignore[union-attr]  # _rotate made one
         return None
 
     def _rotate(self, size: int) -> str | None:
@@ -230,17 +254,66 @@ class Spool:
         try:
             if self._counters is None:
                 self._open_counters()
-            if self._spooled_bytes() + size > self._settings.spool_max_bytes:
-                self._full_until = time.monotonic() + _FULL_INTERVAL_S
-                return full
-            former, self._segment = self._segment, _SegmentWriter(self.folder, self._accepted + 1, size)
+            draft = self.folder / f"{self._accepted + 1:020d}.new"
+            with _leaving_no(draft):
+                taken, spares = self._look_at_files()
+                spare = self._take_spare(draft, size, spares)
+                if spare is None and spares:
+                    taken, _ = self._look_at_files()  # without those of another size
+                if spare is None and taken + size > self._settings.spool_max_bytes:
+                    self._full_until = time.monotonic() + _FULL_INTERVAL_S
+                    return full
+                mapping = _mapped(draft, size) if spare is None else spare
+                head = _head(self._accepted + 1, self.kind)
+                former, self._segment = self._segment, _SegmentWriter(draft, head, mapping, is_spare=spare is not None)
         except OSError as err:
             reason = err.strerror or str(err)
             return f"{self.folder}: {reason}; make room or set TDS_SPOOL_DIR to a folder that can be written"
         self._has_new_files = True
         if former is not None:
-            former.unmap()
+            if len(self._kept) < _SPARES and former.size == size:
+                self._kept.append(former)
+            else:
+                former.unmap()
             self._retired.append(former)  # syncing 8 MiB takes 40 ms: not in the call of an agent
+        return None
+
+    def _look_at_files(self) -> tuple[int, list[Path]]:
+        """What the segments of this producer take on disk now, written ones not yet let go of included; its spares.
+
+        A segment that is kept mapped, but was deleted by its reader, is kept no longer.
+        """
+        size, found = 0, dict[str, Path]()
+        for path in self.folder.iterdir():
+            if path.suffix in {".seg", ".spare"}:
+                found[path.stem] = path
+                with contextlib.suppress(FileNotFoundError):  # written and let go of by the reader meanwhile
+                    size += path.stat().st_size
+        for segment in [segment for segment in self._kept if segment.path.stem not in found]:
+            self._kept.remove(segment)
+            segment.unmap()
+            self._retired.append(segment)
+        return size, sorted(path for path in found.values() if path.suffix == ".spare")
+
+    def _take_spare(self, draft: Path, size: int, spares: list[Path]) -> "tuple[int, mmap.mmap] | None":
+        """Give a spare of that size the name `draft`; its file and mapping, or None if there is no such spare.
+
+        One that is still mapped is preferred. Spares of another size, which held a large record, are deleted.
+        """
+        mapped = {segment.path.stem: segment for segment in self._kept}
+        for path in sorted(spares, key=lambda spare: spare.stem not in mapped):
+            with contextlib.suppress(FileNotFoundError):  # somebody removed it
+                if path.stat().st_size != size:
+                    path.unlink()
+                    continue
+                path.rename(draft)
+                _wait_for_erasure(draft)
+                segment = mapped.get(path.stem)
+                if segment is None:
+                    return _mapped(draft, size)
+                mapping = segment.handed_over()  # before it is kept no longer: `sync` would close it
+                self._kept.remove(segment)
+                return mapping
         return None
 
     def _open_counters(self) -> None:
@@ -261,15 +334,6 @@ class Spool:
             _remove_folder(draft)
             raise
         self._counters_file, self._counters = descriptor, counters
-
-    def _spooled_bytes(self) -> int:
-        """What the segments of this producer take on disk now, written ones not yet deleted included."""
-        size = 0
-        for path in self.folder.iterdir():
-            if path.suffix == ".seg":
-                with contextlib.suppress(FileNotFoundError):  # written and deleted by the reader meanwhile
-                    size += path.stat().st_size
-        return size
 
     def _save_counters(self) -> None:
         if self._counters is not None:
@@ -301,7 +365,10 @@ class Spool:
         with self._sync_lock:
             while self._retired:
                 segment = self._retired[0]
-                segment.close(sync=self._settings.spool_sync != "off")
+                if segment not in self._kept:
+                    segment.close(sync=self._settings.spool_sync != "off")
+                elif self._settings.spool_sync != "off":
+                    segment.sync()
                 if self._retired:  # else closed meanwhile, by a signal handler
                     self._retired.pop(0)
             segment_now = self._segment
@@ -349,8 +416,8 @@ class Spool:
 
     def _close_files(self, *, sync: bool) -> None:
         segment, self._segment = self._segment, None
-        retired, self._retired = self._retired, []
-        for part in (*retired, *((segment,) if segment is not None else ())):
+        full, self._retired, self._kept = (*self._retired, *self._kept), [], []
+        for part in (*full, *((segment,) if segment is not None else ())):
             try:
                 part.close(sync=sync)
             except OSError as err:
@@ -362,76 +429,143 @@ class Spool:
             self._counters = None
 
 
-def segment_bytes(length: int) -> int:
+def _head(first_seq: int, kind: str) -> bytes:
+    """How a segment begins."""
+    return _HEAD.pack(MAGIC, first_seq) + KINDS[kind].header
+
+
+def _place(size: int, first_seq: int, seq: int) -> int:
+    """Where a segment of that size has the index entry of a record."""
+    return size // _DAY.size * _DAY.size - _ENTRY.size * (seq - first_seq + 1)
+
+
+def segment_bytes(kind: str, length: int) -> int:
     """The smallest segment that holds a record of so many bytes, its place in the index aligned."""
-    return (_HEADER.size + length + 1 + 2 * _ENTRY.size - 1) // _ENTRY.size * _ENTRY.size
+    least = len(_head(1, kind)) + length + 1 + _ENTRY.size
+    return (least + _DAY.size - 1) // _DAY.size * _DAY.size
+
+
+def _crc(data: bytes, crc: int) -> int:
+    """CRC-32 of a batch, from a former one on, without letting go of the interpreter.
+
+    zlib lets go of it for more than 5 KiB, and who works beside a busy agent has it back after 5 ms: a hundred times
+    what the whole batch takes.
+    """
+    if not _HELD_BYTES < len(data) <= 2 * BATCH_BYTES:
+        return crc32(data, crc)
+    view = memoryview(data)
+    for start in range(0, len(data), _HELD_BYTES):
+        crc = crc32(view[start : start + _HELD_BYTES], crc)
+    return crc
+
+
+def _salt(crc: int, day: int) -> int:
+    """What the checks of records of one day are xored with in a segment whose head has that CRC."""
+    return crc32(_DAY.pack(day), crc)
 
 
 class _SegmentWriter:
     """The segment that a producer appends to."""
 
-    def __init__(self, folder: Path, first_seq: int, size: int) -> None:
-        path = folder / f"{first_seq:020d}.seg"
-        draft = path.with_suffix(".new")
-        self._file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE)
-        size = size // _ENTRY.size * _ENTRY.size
+    def __init__(self, draft: Path, head: bytes, mapping: tuple[int, mmap.mmap], *, is_spare: bool) -> None:
+        """Make a segment of the file `draft`, given open and mapped; of a spare all that was in it goes."""
+        self.path = draft.with_suffix(".seg")
+        self._file, self._map = mapping
+        self.size = size = len(self._map)
         try:
-            allocate(self._file, size)
-            self._map = mmap.mmap(self._file, size)
-            _HEADER.pack_into(self._map, 0, MAGIC, first_seq)
-            draft.rename(path)
+            if is_spare:  # an erasure may rely on it: what was released is in no file any more
+                for start in range(0, size, len(_ZEROS)):
+                    self._map[start : start + len(_ZEROS)] = _ZEROS[: size - start]
+            self._map[: len(head)] = head
+            draft.rename(self.path)
         except BaseException:
             os.close(self._file)
             draft.unlink(missing_ok=True)
             raise
-        self._first_seq = first_seq
-        self._end, self._index, self._crc = _HEADER.size, size, _seed(first_seq)
+        self._first_seq = int(_HEAD.unpack_from(head)[1])
+        self._end, self._index, self._crc = len(head), _place(size, 1, 0), crc32(head)
+        self._day, self._head_crc = 0, self._crc
+        self._salt = _salt(self._crc, 0)
         self._synced = 0
-        self._open = True
+        self._is_open = True
 
     @property
     def last_seq(self) -> int:
         """The sequence number of the last record; `first_seq` - 1 if there is none."""
-        return self._first_seq + (len(self._map) - self._index) // _ENTRY.size - 1
+        return self._first_seq + (_place(self.size, 1, 0) - self._index) // _ENTRY.size - 1
 
-    def append(self, line: bytes) -> bool:
+    def append(self, line: bytes, day: int = 0) -> bool:
         """Write a record and its entry; False if there is no room. The caller's count makes it accepted."""
         record = line + b"\n"
-        start, entry = self._end, self._index - 8
+        start, entry = self._end, self._index - 12
         stop = start + len(record)
         if stop > entry:
             return False
+        if day != self._day:
+            self._day, self._salt = day, _salt(self._head_crc, day)
         crc = crc32(record, self._crc)
         buffer = self._map
         buffer[start:stop] = record
-        _write_entry(buffer, entry, stop, crc)
+        _write_entry(buffer, entry, stop, crc ^ self._salt, day)
         self._end, self._index, self._crc = stop, entry, crc
         return True
 
     def sync(self) -> None:
-        """Bring it to the disk, unless it is written already: its last reader has deleted it then."""
+        """Bring it to the disk, unless it is written already: its last reader has let go of it then."""
         end = self._end
-        if self._synced < end and self._open:
-            if os.fstat(self._file).st_nlink:
+        if self._synced < end and self._is_open:
+            if self.path.exists():
                 sync_data(self._file)
             self._synced = end
+
+    def handed_over(self) -> tuple[int, mmap.mmap]:
+        """The file and its mapping, for another segment to use."""
+        self._is_open = False
+        return self._file, self._map
 
     def unmap(self) -> None:
         """Give back the memory of a segment that is full."""
         self._map.close()
 
     def close(self, *, sync: bool = True) -> None:
-        if self._open:
+        if self._is_open:
             if sync:
                 self.sync()
-            self._open = False
+            self._is_open = False
             self._map.close()
             os.close(self._file)
 
 
-def _seed(first_seq: int) -> int:
-    """Where a segment's running CRC begins: no segment's lines pass for another's."""
-    return crc32(_HEADER.pack(MAGIC, first_seq))
+@contextlib.contextmanager
+def _leaving_no(draft: Path) -> Iterator[None]:
+    """Remove the file `draft` when this is cut off, also by a signal handler: of a spare it has the former text."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # mostly it is not there
+            draft.unlink()
+        raise
+
+
+def _wait_for_erasure(path: Path) -> None:
+    """Wait until an erasure is through with a file that it took for a segment (`blank_written`)."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(descriptor)
+
+
+def _mapped(path: Path, size: int) -> tuple[int, mmap.mmap]:
+    """A file of that size, open and mapped; it is made where there is none."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+    try:
+        allocate(descriptor, size)
+        return descriptor, mmap.mmap(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+        raise
 
 
 def allocate(descriptor: int, size: int) -> None:
@@ -505,16 +639,28 @@ class SpooledProducer:
         last = segment.within(seq, last, max_bytes)
         data = segment.read(seq, last)
         if data is not None:
-            return self._batch(last - seq + 1, data)
+            return self._batch(last - seq + 1, data, segment)
         lines = [segment.read(number, number) for number in range(seq, last + 1)]
         if last == self._head and not self._ended:
             while lines and lines[-1] is None:  # stores that are not seen yet, or damage: the next ones will tell
                 lines.pop()
-        return self._batch(len(lines), b"\n".join(line or b"" for line in lines)) if lines else None
+        return self._batch(len(lines), b"\n".join(line or b"" for line in lines), segment, lines) if lines else None
 
-    def _batch(self, count: int, data: bytes) -> Batch:
+    def _batch(
+        self,
+        count: int,
+        data: bytes,
+        segment: "_SegmentReader | None" = None,
+        lines: Sequence[bytes | None] = (),
+    ) -> Batch:
+        """The next batch; `lines` are given where some of them are lost."""
         seq, self._next_seq = self._next_seq, self._next_seq + count
-        return Batch(self.producer, seq, count, data)
+        if segment is None:
+            return Batch(self.producer, seq, count, data)
+        days = segment.days(seq, count)
+        if lines:
+            days = [0 if line is None else day for line, day in zip(lines, days, strict=True)]
+        return Batch(self.producer, seq, count, data, days, segment.header)
 
     def _look(self) -> None:
         """See what there is now, without a system call where the producer only went on in its segment.
@@ -552,9 +698,10 @@ class SpooledProducer:
         self._next_look = time.monotonic() + _LOOK_INTERVAL_S
         ended = self.has_ended()
         head = self.counters().accepted
-        self._firsts = self._segments()
+        self._firsts = self.segments()
         if ended and self._firsts:
-            counted = max(head, self._head, self._firsts[-1] - 1)
+            # What was read or the mark covers needs no proof: its text may be blanked, its count lost in a power cut.
+            counted = max(head, self._head, self._next_seq - 1, self._firsts[-1] - 1)
             head = self._opened(self._firsts[-1]).last_whole(counted)
         self._head = head
 
@@ -564,7 +711,7 @@ class SpooledProducer:
             self._segment = _SegmentReader(self.folder / f"{first_seq:020d}.seg", first_seq)
         return self._segment
 
-    def _segments(self) -> list[int]:
+    def segments(self) -> list[int]:
         """First sequence numbers of the segments that are there, in order."""
         try:
             return sorted(int(name[:-4]) for name in os.listdir(self.folder) if name.endswith(".seg"))  # noqa: PTH208
@@ -572,11 +719,30 @@ class SpooledProducer:
             return []
 
     def release(self, mark: int) -> bool:
-        """Delete the segments that `mark` covers; True if the producer has ended and nothing of it is left to write."""
-        for first, following in pairwise(self._segments()):
-            if following <= mark + 1:
-                (self.folder / f"{first:020d}.seg").unlink(missing_ok=True)
-        return self.has_ended() and mark >= self.counters().accepted and mark >= self.read_up_to
+        """Let go of the segments that `mark` covers; True if the producer has ended and all that it left is written."""
+        covered = [first for first, following in pairwise(self._firsts) if following <= mark + 1]
+        if covered:
+            self._let_go(covered)
+        if mark < max(self._counted(), self.read_up_to):  # seen without a system call, see `_look`
+            return False
+        if not self.has_ended():
+            return False
+        self._look_at_files()  # a power cut may have taken the count of what is there
+        return mark >= self._head
+
+    def _let_go(self, covered: Sequence[int]) -> None:
+        self._firsts = self._firsts[len(covered) :]
+        spares = _SPARES if self.has_ended() else len(list(self.folder.glob("*.spare")))
+        for first in covered:
+            if self._segment is not None and self._segment.first_seq == first:
+                self._close_segment()
+            path = self.folder / f"{first:020d}.seg"
+            with contextlib.suppress(FileNotFoundError):
+                if spares < _SPARES:
+                    path.rename(path.with_suffix(".spare"))
+                    spares += 1
+                else:
+                    path.unlink()
 
     def remove(self) -> None:
         """Delete the folder of a producer that ended, after its counters went into the ledger."""
@@ -605,19 +771,48 @@ class _SegmentReader:
             is_empty = os.fstat(source.fileno()).st_size == 0  # all that a power cut left of it
             self._map: mmap.mmap | bytes = b"" if is_empty else mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
         magic = self._map[:8]
-        if magic != MAGIC and magic.startswith(MAGIC[:6]):
+        self._is_former = magic == _FORMER_MAGIC
+        if magic != MAGIC and magic.startswith(MAGIC[:6]) and not self._is_former:
             self.close()
             raise DamagedFile(
                 f"{path}: format {magic.decode(errors='replace')}: expected {MAGIC.decode()}; another version of this "
                 "package wrote it: let that one drain the spool, as by `tds status`"
             )
+        header_end = 0 if self._is_former else self._map.find(b"\n", _HEAD.size, _HEAD.size + _LONGEST_HEADER) + 1
+        self._start = max(_HEAD.size, header_end)
+        self.header = bytes(self._map[_HEAD.size : self._start])
+        self._crc = crc32(_HEAD.pack(_FORMER_MAGIC if self._is_former else MAGIC, first_seq) + self.header)
+        self._salts: dict[int, int] = {}
 
     def _state(self, seq: int) -> tuple[int, int]:
         """Where the record's line ends and the CRC there; (0, 0) for one that is not in the index."""
         if seq < self.first_seq:
-            return _HEADER.size, _seed(self.first_seq)
-        entry = len(self._map) // 8 * 8 - 8 * (seq - self.first_seq + 1)
-        return _ENTRY.unpack_from(self._map, entry) if entry >= _HEADER.size else (0, 0)
+            return self._start, self._crc
+        if self._is_former:
+            entry = (len(self._map) // 8 - (seq - self.first_seq + 1)) * _FORMER_ENTRY.size
+            return _FORMER_ENTRY.unpack_from(self._map, entry) if entry >= self._start else (0, 0)
+        place = _place(len(self._map), self.first_seq, seq)
+        if place < self._start:
+            return 0, 0
+        end, check, day = _ENTRY.unpack_from(self._map, place)
+        salt = self._salts.get(day)
+        if salt is None:
+            if len(self._salts) > _SALTS:
+                self._salts.clear()  # made of damage: a year of days is less
+            salt = self._salts[day] = _salt(self._crc, day)
+        return end, check ^ salt
+
+    def text(self, last: int) -> tuple[int, int]:
+        """Where the text begins, and where a record's line ends; for one that is not in the index, the whole file."""
+        stop = self._state(last)[0]
+        return self._start, min(stop, len(self._map)) or len(self._map)
+
+    def days(self, seq: int, count: int) -> list[int]:
+        """The days of `count` records from `seq` on."""
+        place = _place(len(self._map), self.first_seq, seq + count - 1)
+        if self._is_former or place < self._start or seq < self.first_seq:
+            return [0] * count  # JSON, or records that cannot be read
+        return memoryview(self._map[place : place + count * _ENTRY.size]).cast("I")[::-3].tolist()
 
     def within(self, seq: int, last: int, max_bytes: int) -> int:
         """The last record of `seq`..`last` such that all of them are within `max_bytes`; at least `seq`."""
@@ -631,10 +826,10 @@ class _SegmentReader:
         """These records' lines, joined; None unless every byte is as it was written."""
         start, crc = self._state(seq - 1)
         stop, expected = self._state(last)
-        if not _HEADER.size <= start < stop:
+        if not self._start <= start < stop:
             return None
         data = self._map[start : stop - 1]
-        return data if crc32(b"\n", crc32(data, crc)) == expected else None
+        return data if crc32(b"\n", _crc(data, crc)) == expected else None
 
     def last_whole(self, seq: int) -> int:
         """The last of the records behind `seq` that are whole, without a gap; `seq` if there is none."""
@@ -733,3 +928,52 @@ def _remove_folder(folder: Path) -> None:
 def _producers(folder: Path) -> list[str]:
     """The producers below a kind's folder, by their start; a name with a dot is not ready yet, or a lock."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
+def blank_written(spool: Path, kind: str, marks: Mapping[str, int]) -> int:
+    """Overwrite the text of all written records of a kind with zeros, for an erasure; gives how many segments had some.
+
+    The last segment of a producer that lives cannot be deleted, and holds up to its whole size of written text. Readers
+    begin behind the mark and take the running CRC there from the index, which stays; should they be sent back before it
+    (Redis lost its marks), they find tombstones, whose sequence numbers the writer passes over. Spares are deleted too,
+    and what a producer that was killed had just made of one.
+    """
+    folder, blanked = spool / kind, 0
+    for name in _producers(folder) if folder.is_dir() else ():
+        producer = SpooledProducer(folder / name, 0)
+        firsts = producer.segments()
+        for first, following in zip(firsts, [*firsts[1:], sys.maxsize], strict=True):
+            last = min(marks.get(name, 0), following - 1)
+            with contextlib.suppress(FileNotFoundError):  # let go of meanwhile: then it is a spare, or deleted
+                blanked += _blank(folder / name / f"{first:020d}.seg", last)
+        for spare in (folder / name).glob("*.spare"):
+            with contextlib.suppress(FileNotFoundError):  # in use again, and filled with zeros
+                blanked += _blank(spare, sys.maxsize)
+                spare.unlink()
+        for draft in (folder / name).glob("*.new"):
+            if producer.has_ended():  # one that lives fills it with zeros, or removes it
+                draft.unlink(missing_ok=True)
+    return blanked
+
+
+def _blank(path: Path, last: int) -> bool:
+    """Overwrite the text of a segment up to a record; whether there was any.
+
+    Under the lock that its producer takes before it uses a spare again: nothing is overwritten that came later.
+    """
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            return False
+        segment = _SegmentReader(path, int(path.stem))
+        try:
+            start, stop = segment.text(last)
+        finally:
+            segment.close()
+        # Beside the producer's own mapping: a write touches no other byte of a page than those that it is given.
+        os.pwrite(descriptor, bytes(max(0, stop - start)), start)
+        sync_data(descriptor)  # also where nothing was written: the zeros over its former text may be in memory only
+    finally:
+        os.close(descriptor)
+    return stop > start

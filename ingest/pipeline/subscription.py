@@ -13,6 +13,8 @@ consumer asks for the next one; what is not acknowledged is given again, so each
                  leaves in good order hands over what it has.
     without      a row a day file in the ledger. One consumer holds the group's lock and the others stand by; the place
                  is noted at least once a second and at the end.
+
+An erasure rewrites day files: places in them move back by what was erased before them.
 """
 
 import asyncio
@@ -22,16 +24,16 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
 from ingest.errors import DamagedFile, InvalidRecord, SynapseUnavailable
-from ingest.pipeline.ledger import CommittedFile, open_ledger
+from ingest.pipeline.ledger import CommittedFile, open_ledger, place_after, put_rewritten_in_place
 from ingest.pipeline.locks import FileLock
 from ingest.pipeline.partitions import DataPaths
 from ingest.records import Kind, ingest_time, kind_named
@@ -51,6 +53,7 @@ _HANDED_OVER_MS = 10 * 24 * 3600 * 1000  # as idle as anybody may wish: the next
 _GONE_MS = 24 * 3600 * 1000  # a consumer that shows no sign of life for a day, and has nothing in hand, is forgotten
 _GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _WRITERS_GROUP = "writer"
+_Read = TypeVar("_Read")
 
 logger = logging.getLogger(__name__)
 
@@ -353,20 +356,49 @@ async def _place_before(settings: Settings, client: "Redis", key: str, after: st
 
 async def _follow_files(settings: Settings, kind: Kind, after: str | None) -> AsyncGenerator[dict[str, object]]:
     paths = DataPaths(settings.data_dir)
-    seen = await asyncio.to_thread(_committed, paths, kind)
-    places = {day: file.size for day, file in seen.items()}
-    if after is not None:
-        touched = {day: places[day] for day in _written_since(seen, after)}
-        for record in await asyncio.to_thread(_backlog, paths, kind, touched, after):
-            yield record
+    places, erasures, backlog = await asyncio.to_thread(_begin, paths, kind, after)
+    for record in backlog:
+        yield record
     while True:
-        for day, file in (await asyncio.to_thread(_committed, paths, kind)).items():
+        files, erasures = await asyncio.to_thread(_look, paths, kind, places, erasures)
+        for day, file in files.items():
             places[day] = min(places.get(day, 0), file.size)
             while places[day] < file.size:
-                places[day], rows = await asyncio.to_thread(_rows, paths, kind, day, places[day], file.size)
+                part = await asyncio.to_thread(_still_rows, paths, kind, day, places[day], file, erasures)
+                if part is None:
+                    break
+                places[day], rows = part
                 for _, record in rows:
                     yield record
         await asyncio.sleep(_POLL_S)
+
+
+def _begin(paths: DataPaths, kind: Kind, after: str | None) -> tuple[dict[str, int], int, list[dict[str, object]]]:
+    """Up to where the files reach, by day, how many erasures there were by then, and what in them is later."""
+
+    def find_later(files: Mapping[str, CommittedFile]) -> list[dict[str, object]]:
+        if after is None:
+            return []
+        return _backlog(paths, kind, {day: files[day] for day in _written_since(files, after)}, after)
+
+    later, files, erasures = _read_undisturbed(paths, kind, find_later)
+    return {day: file.size for day, file in files.items()}, erasures, later
+
+
+def _read_undisturbed(
+    paths: DataPaths, kind: Kind, read: Callable[[Mapping[str, CommittedFile]], _Read]
+) -> tuple[_Read, dict[str, CommittedFile], int]:
+    """What `read` makes of the committed files, these, and how many erasures there were; again if one came between."""
+    while True:
+        files, erasures = _look(paths, kind, {}, 0)
+        try:
+            found = read(files)
+        except DamagedFile:
+            if _look(paths, kind, {}, 0)[1] == erasures:
+                raise
+        else:
+            if _look(paths, kind, {}, 0)[1] == erasures:
+                return found, files, erasures
 
 
 def _written_since(files: Mapping[str, CommittedFile], record_id: str) -> list[str]:
@@ -384,27 +416,34 @@ async def _follow_files_as_group(
     while not lock.acquire():  # noqa: ASYNC110 - another process holds it, and tells no event that it ended
         await asyncio.sleep(_POLL_S)
     noted: dict[str, int] = {}
-    places = noted
+    places, erasures = noted, 0
     try:
-        places = await asyncio.to_thread(_join_files, paths, kind, group, after)
+        places, erasures = await asyncio.to_thread(_join_files, paths, kind, group, after)
         noted, noted_at = dict(places), time.monotonic()
         while True:
-            for day, file in (await asyncio.to_thread(_committed, paths, kind)).items():
+            before = erasures
+            files, erasures = await asyncio.to_thread(_look, paths, kind, places, erasures)
+            if erasures != before:
+                noted.clear()
+            for day, file in files.items():
                 if places.setdefault(day, 0) > file.size:
                     places[day] = 0  # it was written anew: given again rather than left out
                 while places[day] < file.size:
-                    end, rows = await asyncio.to_thread(_rows, paths, kind, day, places[day], file.size)
+                    part = await asyncio.to_thread(_still_rows, paths, kind, day, places[day], file, erasures)
+                    if part is None:
+                        break
+                    end, rows = part
                     for behind, record in rows:
                         yield record
                         places[day] = behind
                         if time.monotonic() - noted_at > _KEEP_S:
-                            await asyncio.to_thread(_note_places, paths, kind, group, places, noted)
+                            await asyncio.to_thread(_note_places, paths, kind, group, places, noted, erasures)
                             noted_at = time.monotonic()
                     places[day] = end
-            await asyncio.to_thread(_note_places, paths, kind, group, places, noted)
+            await asyncio.to_thread(_note_places, paths, kind, group, places, noted, erasures)
             await asyncio.sleep(_POLL_S)
     finally:
-        _note_places(paths, kind, group, places, noted)
+        _note_places(paths, kind, group, places, noted, erasures)
         lock.release()
 
 
@@ -413,92 +452,131 @@ def group_lock(paths: DataPaths, kind: str, group: str) -> Path:
     return paths.lock(f"{kind}.group-{group}")
 
 
-def _join_files(paths: DataPaths, kind: Kind, group: str, after: str | None) -> dict[str, int]:
-    """Up to where a group is served, by day; a new one begins now, or with the rows that are later than `after`."""
+def _join_files(paths: DataPaths, kind: Kind, group: str, after: str | None) -> tuple[dict[str, int], int]:
+    """Up to where a group is served, by day, and how many erasures there were by then.
+
+    A new group begins now, or with the rows that are later than `after`.
+    """
     with open_ledger(paths, kind.name) as ledger:
-        known = ledger.groups().get(group)
-        if known is not None:
-            return known
-        files = ledger.files()
-        places = {day: file.size for day, file in files.items()}
-        for day in _written_since(files, after) if after is not None else ():
-            places[day] = _first_later(paths, kind, day, places[day], after or "")
-        ledger.place_group(group, places)
-        return places
+        while True:
+            with ledger.snapshot():
+                known, files, erasures = ledger.groups().get(group), ledger.files(), ledger.count_erasures()
+            if known is not None:
+                return known, erasures
+            places = {day: file.size for day, file in files.items()}
+            try:
+                for day in _written_since(files, after) if after is not None else ():
+                    places[day] = _first_later(paths, kind, day, files[day], after or "")
+            except DamagedFile:
+                if ledger.count_erasures() == erasures:
+                    raise
+                continue
+            if ledger.place_group(group, places, erasures):
+                return places, erasures
 
 
-def _first_later(paths: DataPaths, kind: Kind, day: str, size: int, after: str) -> int:
+def _first_later(paths: DataPaths, kind: Kind, day: str, file: CommittedFile, after: str) -> int:
     """Where the first row with a later id begins in a day file."""
     place = 0
-    while place < size:
-        end, rows = _rows(paths, kind, day, place, size)
+    while place < file.size:
+        end, rows = _rows(paths, kind, day, place, file)
         for behind, row in rows:
             if str(row["record_id"]) > after:
                 return place
             place = behind
         place = end
-    return size
+    return file.size
 
 
-def _note_places(paths: DataPaths, kind: Kind, group: str, places: Mapping[str, int], noted: dict[str, int]) -> None:
-    """Bring what changed in the places into the ledger."""
+def _note_places(
+    paths: DataPaths, kind: Kind, group: str, places: Mapping[str, int], noted: dict[str, int], erasures: int
+) -> None:
+    """Bring what changed in the places into the ledger, unless they are places in files that were rewritten since."""
     changed = {day: size for day, size in places.items() if noted.get(day) != size}
     if changed:
         with open_ledger(paths, kind.name) as ledger:
-            ledger.place_group(group, changed)
-        noted.update(changed)
+            if ledger.place_group(group, changed, erasures):
+                noted.update(changed)
 
 
 def first_unread(paths: DataPaths, kind_name: str, places: Mapping[str, int]) -> datetime | None:
     """When the oldest of the first rows that a group without Redis has not read was made; None if it has read all."""
-    kind, found = kind_named(kind_name), list[datetime]()
-    for day, file in _committed(paths, kind).items():
-        place = places.get(day, 0)
-        rows = _rows(paths, kind, day, place, file.size)[1] if place < file.size else []
-        made = ingest_time(str(rows[0][1]["record_id"])) if rows else None
-        if made is not None:
-            found.append(made)
-    return min(found, default=None)
+    kind = kind_named(kind_name)
+
+    def find_first(files: Mapping[str, CommittedFile]) -> list[datetime]:
+        found = []
+        for day, file in files.items():
+            place = places.get(day, 0)
+            rows = _rows(paths, kind, day, place, file)[1] if place < file.size else []
+            made = ingest_time(str(rows[0][1]["record_id"])) if rows else None
+            if made is not None:
+                found.append(made)
+        return found
+
+    return min(_read_undisturbed(paths, kind, find_first)[0], default=None)
 
 
-def _backlog(paths: DataPaths, kind: Kind, sizes: Mapping[str, int], after: str) -> list[dict[str, object]]:
+def _backlog(paths: DataPaths, kind: Kind, files: Mapping[str, CommittedFile], after: str) -> list[dict[str, object]]:
     later = []
-    for day, size in sizes.items():
+    for day, file in files.items():
         place = 0
-        while place < size:
-            place, rows = _rows(paths, kind, day, place, size)
+        while place < file.size:
+            place, rows = _rows(paths, kind, day, place, file)
             later += [row for _, row in rows if str(row["record_id"]) > after]
     return sorted(later, key=lambda row: str(row["record_id"]))
 
 
-def _committed(paths: DataPaths, kind: Kind) -> dict[str, CommittedFile]:
+def _look(paths: DataPaths, kind: Kind, places: dict[str, int], erasures: int) -> tuple[dict[str, CommittedFile], int]:
+    """The committed files, and how many erasures there are now; places move back by what newer ones took."""
     if not paths.ledger(kind.name).exists():
-        return {}
+        return {}, 0
+    with open_ledger(paths, kind.name) as ledger, ledger.snapshot():
+        files, present = ledger.files(), ledger.count_erasures()
+        newer = ledger.erasures()[erasures:] if present != erasures else []
+    for erased in newer:
+        if erased.day in places:
+            places[erased.day] = place_after(places[erased.day], erased.ranges)
+    return files, present
+
+
+def _still_rows(
+    paths: DataPaths, kind: Kind, day: str, start: int, file: CommittedFile, erasures: int
+) -> tuple[int, list[tuple[int, dict[str, object]]]] | None:
+    """`_rows`; None if the file was rewritten meanwhile, so that these are no places in it any more."""
+    try:
+        part = _rows(paths, kind, day, start, file)
+    except DamagedFile:
+        part = None
     with open_ledger(paths, kind.name) as ledger:
-        return ledger.files()
+        if ledger.count_erasures() != erasures:
+            return None
+    return part or _rows(paths, kind, day, start, file)
 
 
 def _rows(
-    paths: DataPaths, kind: Kind, day: str, start: int, end: int
+    paths: DataPaths, kind: Kind, day: str, start: int, file: CommittedFile
 ) -> tuple[int, list[tuple[int, dict[str, object]]]]:
-    """About a MiB of rows between two places in a day file, each with the place behind it, and the place behind all.
+    """About a MiB of a day file's rows from a place on, each with the place behind it, and the place behind all.
 
+    Read is the version that is committed: an erasure may have been killed before it put that one in its place.
     The header is passed over. A place that is no beginning of a line is none of ours any more, because the file was
     written anew: then it is read from its beginning.
     """
     rows: list[tuple[int, dict[str, object]]] = []
-    with paths.training(kind.name, day).open("rb") as source:
+    path = paths.training(kind.name, day)
+    put_rewritten_in_place(path, file)
+    with path.open("rb") as source:
         if start:
             source.seek(start - 1)
             if source.read(1) != b"\n":
                 start = 0
                 source.seek(0)
         place = start or len(source.readline())
-        stop = min(end, place + _PIECE_BYTES)
+        stop = min(file.size, place + _PIECE_BYTES)
         while place < stop:
             line = source.readline()
             if not line.endswith(b"\n"):
-                raise DamagedFile(f"{source.name}: ends at byte {place + len(line)}, but {end} bytes are committed")
+                raise DamagedFile(f"{path}: ends at byte {place + len(line)}, but {file.size} bytes are committed")
             place += len(line)
             try:
                 rows.append((place, kind.read_row(line[:-1].decode(errors="replace"))))

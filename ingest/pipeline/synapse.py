@@ -24,7 +24,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import NamedTuple, cast
@@ -42,6 +42,7 @@ from ingest.pipeline.ledger import Commit, Ledger, Reject, open_ledger
 from ingest.pipeline.locks import FileLock
 from ingest.pipeline.partitions import DataPaths, sync_folder, today
 from ingest.pipeline.spool import Batch, ProducerCounters, SpooledProducer, SpoolReader
+from ingest.records import KINDS, Kind
 from ingest.settings import Settings
 
 WIRE_VERSION = b"1"
@@ -50,7 +51,9 @@ _CONSUMER = "writer"  # one name: whoever holds the kind's lock inherits what it
 _ENTRIES_AT_ONCE = 16
 _MAX_UNACKNOWLEDGED_BYTES = 64 << 20  # of one producer in Redis; the rest waits in the spool
 _BLOCK_MS = 100
-_MARKS_INTERVAL_S = 0.02
+# Beside a busy agent each system call is a wait of 5 ms for the interpreter: what may wait is done at times.
+_LOOK_INTERVAL_S = 0.02
+_MARKS_INTERVAL_S = 0.05
 _STUCK_S = 1.0  # marks that do not move for so long: is the oldest entry still there?
 _COUNTERS_INTERVAL_S = 0.5
 _PENDING_INTERVAL_S = 2.0
@@ -59,6 +62,7 @@ _FOLD_INTERVAL_S = 600.0
 _REPUBLISH_S = 30.0  # counters that Redis lost between two changes are there again after so long
 _FULL = 0.8  # of maxmemory: what durable groups wait for goes before a Redis that refuses the agents' records
 _SOCKET_TIMEOUT_S = 3.0
+_READ_BYTES = 1 << 20  # with one system call: entries have up to 256 KiB, and 16 of them come at once
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +123,7 @@ def _client(
             socket_timeout=timeout_s,
             socket_connect_timeout=_SOCKET_TIMEOUT_S if timeout_s is None else timeout_s,
             retry=retry,  # none: the callers retry, from a state that they know
+            socket_read_size=_READ_BYTES,
         )
         client.connection_pool.make_connection()  # connects to nothing, but takes the address apart to the end
     except (ValueError, TypeError):
@@ -153,15 +158,23 @@ def published_marks(client: redis.Redis, kind: str, producers: list[str]) -> dic
     return {name: int(value) if value and value.isdigit() else 0 for name, value in zip(producers, values, strict=True)}
 
 
-def marks_of(settings: Settings, kind: str, producers: list[str], *, timeout_s: float) -> dict[str, int]:
-    """`published_marks` over a connection of its own. While Redis does not answer nothing is known: {}."""
-    client = connect(settings, min(timeout_s, _SOCKET_TIMEOUT_S))
-    try:
-        return published_marks(client, kind, producers)
-    except redis.RedisError:
-        return {}  # whoever waits for marks goes on waiting, up to its own deadline
-    finally:
-        client.close()
+class PublishedMarks:
+    """The published marks, for somebody who waits for them: one connection, however often they are looked at."""
+
+    def __init__(self, settings: Settings, timeout_s: float) -> None:
+        """Connect to nothing yet. One look takes `timeout_s` at most."""
+        self._client = connect(settings, min(timeout_s, _SOCKET_TIMEOUT_S))
+
+    def look(self, kind: str, producers: list[str]) -> dict[str, int]:
+        """`published_marks`. While Redis does not answer nothing is known: {}."""
+        try:
+            return published_marks(self._client, kind, producers)
+        except redis.RedisError:
+            return {}  # whoever waits for marks goes on waiting, up to its own deadline
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
 
 
 class PublishedCounters(ProducerCounters, frozen=True):
@@ -249,7 +262,7 @@ class Shipper:
         self._sent: dict[str, deque[_Sent]] = defaultdict(deque)
         self._marks: dict[str, int] = {}
         self._moved_at: dict[str, float] = {}  # when each producer's mark, or its oldest entry, was a new one
-        self._next_marks = self._next_counters = self._next_republishing = 0.0
+        self._next_look = self._next_marks = self._next_counters = self._next_republishing = 0.0
         self._published: dict[str, ProducerCounters] = {}
 
     def step(self) -> int:
@@ -262,15 +275,17 @@ class Shipper:
         try:
             with redis_errors(self._settings):
                 if self._client is None:
-                    self._client = connect(self._settings)
+                    self._client = connect(self._settings).client()  # type: ignore[no-untyped-call]  # of one connection
                 return self._ship(self._client)
         except BaseException:
             self.reset()
             raise
 
     def _ship(self, client: redis.Redis) -> int:
-        unseen = self._reader.unseen()
-        self._reader.refresh(published_marks(client, self.kind, unseen), unseen)
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_INTERVAL_S
+            unseen = self._reader.unseen()
+            self._reader.refresh(published_marks(client, self.kind, unseen), unseen)
         self._publish_ended(client)
         self._take_marks(client)
         batches: list[Batch] = []
@@ -288,25 +303,20 @@ class Shipper:
             batch = producer.read()
             if batch is None:
                 break
-            batches.append(batch)
+            batches.append(_as_json(batch, KINDS[self.kind]))
             room -= len(batch.data)
         return batches
 
     def _send(self, client: redis.Redis, batches: list[Batch]) -> None:
-        pipeline = client.pipeline(transaction=False)
-        for batch in batches:
-            fields = {
-                "v": WIRE_VERSION,
-                "p": batch.producer,
-                "o": batch.first_seq,
-                "n": batch.count,
-                "d": batch.data,
-            }
-            pipeline.xadd(stream_key(self.kind), fields)  # type: ignore[arg-type]  # its dict type is invariant
+        key = stream_key(self.kind)
         for batch in batches:
             if not self._sent[batch.producer]:
                 self._moved_at[batch.producer] = time.monotonic()
-        for batch, entry_id in zip(batches, pipeline.execute(), strict=True):
+        commands = [
+            ("XADD", key, "*", "v", WIRE_VERSION, "p", b.producer, "o", b.first_seq, "n", b.count, "d", b.data)
+            for b in batches
+        ]
+        for batch, entry_id in zip(batches, _at_once(client, commands), strict=True):
             self._sent[batch.producer].append(_Sent(entry_id, batch.last_seq, len(batch.data)))
 
     def _take_marks(self, client: redis.Redis) -> None:
@@ -378,11 +388,45 @@ class Shipper:
         self._start_anew()
         if client is not None:
             client.close()
+            client.connection_pool.disconnect()
 
     def close(self) -> None:
         """Close files and connection and let the lock go."""
         self.reset()
         self.lock.release()
+
+
+def _at_once(client: redis.Redis, commands: Sequence[tuple[str | bytes | int, ...]]) -> list[bytes]:
+    """Send commands with one system call, and give the replies. Raises redis.RedisError.
+
+    A pipeline of redis-py makes a call for each large command, and at each of them this thread waits 5 ms for the
+    interpreter, if the agent beside it is busy: 80 ms for 16 entries.
+    """
+    connection = cast("redis.Connection", client.connection)  # `client()` of redis-py makes one that has its own
+    try:
+        packed = connection.pack_commands(commands)  # type: ignore[no-untyped-call]
+        connection.send_packed_command([b"".join(packed)])  # type: ignore[no-untyped-call]
+        return [cast("bytes", connection.read_response()) for _ in commands]
+    except BaseException:
+        connection.disconnect()  # type: ignore[no-untyped-call]  # replies may be on their way
+        raise
+
+
+def _as_json(batch: Batch, kind: Kind) -> Batch:
+    """A batch with JSON for its rows: what a process without TDS_REDIS_URL left in this spool."""
+    if not any(batch.days):
+        return batch
+    names = batch.header.decode().rstrip("\n").split(",")
+    lines = [_json_line(kind, names, line) if day else line for line, day in zip(batch.lines, batch.days, strict=True)]
+    return Batch(batch.producer, batch.first_seq, batch.count, b"\n".join(lines))
+
+
+def _json_line(kind: Kind, names: Sequence[str], row: bytes) -> bytes:
+    """The JSON of a row; of one that cannot be read the row itself, for the writer to put into quarantine."""
+    try:
+        return kind.json_line(kind.widen_row(names, row).rstrip(b"\n"))
+    except (ValueError, RecursionError):
+        return row
 
 
 class _Entry(NamedTuple):

@@ -1,7 +1,8 @@
 """Runs the writers: who may write a kind, from which source, and what happens when an attempt fails.
 
 There is one writer a kind: whoever holds `state/<kind>.lock` (flock), in an agent's process or as `tds writer`. When
-it dies the lock is free and another takes over. Without TDS_REDIS_URL it reads the spool, with it Synapse.
+it dies the lock is free and another takes over; an erasure asks for it, and gets it between two commits. Without
+TDS_REDIS_URL the writer reads the spool, with it Synapse.
 """
 
 import logging
@@ -15,7 +16,7 @@ from ingest.errors import WriterBusy
 from ingest.pipeline.adoption import has_unknown_files
 from ingest.pipeline.exactly_once import MAX_BYTES, MAX_RECORDS, Pending, Writer
 from ingest.pipeline.ledger import Commit, Ledger, Reject
-from ingest.pipeline.locks import FileLock
+from ingest.pipeline.locks import FileLock, YieldingLock
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import Batch, SpoolReader, spooled_heads
 from ingest.records import kind_named
@@ -97,10 +98,10 @@ class KindWriter:
     and the processor are both kept busy. Acknowledged is what is committed, and nothing else.
     """
 
-    def __init__(self, settings: Settings, kind: str) -> None:
-        """Name the kind; nothing is opened before the first step."""
+    def __init__(self, settings: Settings, kind: str, lock: FileLock | None = None) -> None:
+        """Name the kind; nothing is opened before the first step. An erasure brings the lock that it holds."""
         self.kind = kind
-        self.lock = FileLock(DataPaths(settings.data_dir).lock(kind))
+        self.lock = lock or YieldingLock(DataPaths(settings.data_dir).lock(kind), self._let_go)
         self._settings = settings
         self._writer: Writer | None = None
         self._source: Source | None = None
@@ -139,6 +140,12 @@ class KindWriter:
         except BaseException:
             self.reset()
             raise
+
+    def _let_go(self) -> None:
+        try:
+            self.finish()
+        finally:
+            self.reset()
 
     def _settle(self, writer: Writer, source: Source) -> None:
         committing, self._committing = self._committing, None
@@ -293,11 +300,13 @@ def _serve(settings: Settings, writer: KindWriter, stop: threading.Event, report
             if stop.wait(0.2):
                 return
         report(f"{writer.kind}: taking over")
-    retry, shipper = Retry(report), _make_shipper(settings, writer.kind)
+    retry, shipper = Retry(report), make_shipper(settings, writer.kind)
     try:
         while not stop.is_set():
             try:
-                moved = (0 if shipper is None else shipper.step()) + writer.step()
+                moved = 0 if shipper is None else shipper.step()
+                if writer.lock.acquire():  # kept; unless an erasure asks for it, which is over soon
+                    moved += writer.step()
                 if stop.is_set():
                     writer.finish()
             except Exception as err:  # noqa: BLE001 - whatever it is: said, and tried again from the ledger
@@ -312,7 +321,8 @@ def _serve(settings: Settings, writer: KindWriter, stop: threading.Event, report
             shipper.close()
 
 
-def _make_shipper(settings: Settings, kind: str) -> "Shipper | None":
+def make_shipper(settings: Settings, kind: str) -> "Shipper | None":
+    """What brings this host's spool into Synapse; None without Redis."""
     if settings.redis_url is None:
         return None
     from ingest.pipeline.synapse import Shipper  # redis-py takes a quarter of a second to import

@@ -16,15 +16,17 @@ import dagster as dg
 from ingest.errors import EngineFailed, TdsError
 from ingest.pipeline.partitions import DataPaths
 from ingest.records import KINDS, Kind
+from ingest.redaction.redactor import open_redactor
 from ingest.settings import Settings
 from tds_dagster import curate, export
-from tds_dagster.assets.plot import rows_plot
 from tds_dagster.assets.raw import OWNERS, column_schema
 from tds_dagster.automation.checks import accounting_result, accounting_spec
 from tds_dagster.automation.conditions import when_its_source_changed
 from tds_dagster.curate import CuratedDay
 from tds_dagster.export import Shard, build_days, write_range
 from tds_dagster.export.days import Stage
+from tds_dagster.export.plot import lengths_plot, missing_plot, rows_plot
+from tds_dagster.export.profile import line_lengths, missing_values
 from tds_dagster.partitions import DAILY
 
 # The schedule builds yesterday at 00:10 every day: a day later it is late, half a day after that something is broken.
@@ -109,8 +111,9 @@ def _build(
     raw_events = _latest_events(context, "raw", kind, dg.DagsterEventType.ASSET_OBSERVATION)
     shards: list[Shard] = []
     refused: dict[str, TdsError] = {}
+    redactor = open_redactor(settings, settings.redaction)
     for day, curated, shard, error in build_days(
-        DataPaths(settings.data_dir), kind, context.partition_keys, stages=stages
+        DataPaths(settings.data_dir), kind, context.partition_keys, stages=stages, redactor=redactor
     ):
         if curated is not None:
             yield _curated(curated, raw_events.get(day))
@@ -125,8 +128,9 @@ def _build(
     ranged = _write_range(context, settings, shards) if is_range else {}
     curated_events = _latest_events(context, "curated", kind, dg.DagsterEventType.ASSET_MATERIALIZATION)
     for shard in shards:
-        plot = _plot(shards) if is_range and shard is shards[-1] else {}  # the UI shows the last report of an asset
-        yield _exported(shard, curated_events.get(shard.day), {**ranged, **plot})
+        is_last = is_range and shard is shards[-1]  # the UI shows the last report of an asset
+        plots = _plots(DataPaths(settings.data_dir), shards) if is_last else {}
+        yield _exported(shard, curated_events.get(shard.day), {**ranged, **plots})
     return refused
 
 
@@ -141,7 +145,8 @@ def _latest_events(
 def _write_range(context: dg.AssetExecutionContext, settings: Settings, shards: Sequence[Shard]) -> Metadata:
     """Join the shards to the range file; gives its part of their metadata."""
     paths, kind, start, end = DataPaths(settings.data_dir), shards[0].kind, shards[0].day, shards[-1].day
-    made = write_range(paths, kind, shards, start, end, keep_ranges=settings.keep_ranges)
+    redactor = open_redactor(settings, settings.redaction)
+    made = write_range(paths, kind, shards, start, end, keep_ranges=settings.keep_ranges, redactor=redactor)
     context.log.info("range file: %s (%d rows, %d bytes, sha256 %s)", made.path, made.rows, made.bytes, made.sha256)
     if made.rows == 0:
         context.log.warning("%s has no records from %s to %s: the range file is empty", kind, start, end)
@@ -154,8 +159,14 @@ def _write_range(context: dg.AssetExecutionContext, settings: Settings, shards: 
     }
 
 
-def _plot(shards: Sequence[Shard]) -> Metadata:
-    return {"rows_a_day": dg.MetadataValue.md(rows_plot({shard.day: shard.rows for shard in shards}))}
+def _plots(paths: DataPaths, shards: Sequence[Shard]) -> Metadata:
+    """The range in pictures: rows a day, missing values, lengths."""
+    missing, rows = missing_values(paths.curated(shard.kind, shard.day) for shard in shards)
+    return {
+        "rows_a_day": dg.MetadataValue.md(rows_plot({shard.day: shard.rows for shard in shards})),
+        "missing_values": dg.MetadataValue.md(missing_plot(missing, rows)),
+        "record_lengths": dg.MetadataValue.md(lengths_plot(line_lengths(shard.path for shard in shards))),
+    }
 
 
 def _curated(day: CuratedDay, raw_event: int | None) -> dg.AssetMaterialization:
@@ -171,6 +182,8 @@ def _exported(shard: Shard, curated_event: int | None, ranged: Metadata) -> dg.A
     counts: Metadata = {
         "quarantined": shard.account.quarantined,
         "duplicates": shard.account.duplicates,
+        "redaction": shard.redaction,
+        "redacted": sum(shard.redacted.values()),
     }
     return _materialization("exports", shard, {**counts, **ranged}, provenance)
 

@@ -9,10 +9,33 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ingest.errors import InvalidRange, MissingExtra, TdsError, UnknownKind
-from tds_dagster.cli import demo, doctor, export, import_log, serve, status, tail, writer
+from ingest.errors import (
+    InvalidPredicate,
+    InvalidRange,
+    InvalidRecipe,
+    InvalidSelection,
+    MissingExtra,
+    TdsError,
+    UnknownKind,
+)
+from tds_dagster.cli import (
+    dataset,
+    demo,
+    diff,
+    doctor,
+    erase,
+    export,
+    import_log,
+    inspect,
+    serve,
+    show,
+    status,
+    tail,
+    verify,
+    writer,
+)
 
-_USAGE_ERRORS = (InvalidRange, UnknownKind)
+_USAGE_ERRORS = (InvalidPredicate, InvalidRange, InvalidRecipe, InvalidSelection, UnknownKind)
 
 
 class _QuickHelp:
@@ -104,6 +127,12 @@ _register("demo", demo.run_demo, demo.EXAMPLE)
 _register("up", serve.serve_platform, serve.EXAMPLE)
 _register("import", import_log.import_file, import_log.EXAMPLE)
 _register("export", export.export_kind, export.EXAMPLE)
+_register("inspect", inspect.inspect_artifact, inspect.EXAMPLE)
+_register("dataset", dataset.build_model_dataset, dataset.EXAMPLE)
+_register("diff", diff.show_difference, diff.EXAMPLE)
+_register("verify", verify.verify_files, verify.EXAMPLE)
+_register("show", show.show_run, show.EXAMPLE)
+_register("erase", erase.erase_records, erase.EXAMPLE)
 _register("status", status.show_status, status.EXAMPLE)
 _register("doctor", doctor.show_checks, doctor.EXAMPLE)
 _register("tail", tail.follow_kind, tail.EXAMPLE)

@@ -1,4 +1,4 @@
-"""Turns made-up agents at work into exports, the whole way that real records take, and shows what came of it."""
+"""Turns made-up agents at work into exports and datasets, the way that real records take, and shows what came of it."""
 
 import asyncio
 import subprocess
@@ -20,6 +20,8 @@ from ingest.settings import child_environment
 from tds_dagster.cli.arguments import JsonOption
 from tds_dagster.cli.output import Advance, print_json, print_table, progress, size_text
 from tds_dagster.cli.status import read_status
+from tds_dagster.datasets.manifest import find_dataset
+from tds_dagster.datasets.recipe import MODELS, SPLITS
 
 EXAMPLE = "tds demo"
 _DAYS = 7
@@ -33,6 +35,12 @@ class DemoKind(msgspec.Struct, frozen=True):
     path: str  # the range's JSONL file
 
 
+class DemoDataset(msgspec.Struct, frozen=True):
+    version: str
+    rows: dict[str, int]  # of train, validation and test
+    path: str  # the folder
+
+
 class Demo(msgspec.Struct, frozen=True):
     """What `tds demo --json` prints."""
 
@@ -44,6 +52,7 @@ class Demo(msgspec.Struct, frozen=True):
     balanced: bool
     verdict: str  # of the account of all records, as `tds status` has it
     kinds: dict[str, DemoKind]
+    datasets: dict[str, DemoDataset]
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -59,8 +68,8 @@ def run_demo(
     """Let made-up agents work for seven days, and export it.
 
     Four agents store events, tasks, tool executions, workflows and feedback of the last seven full days through the
-    real client; one Dagster run turns all kinds into JSONL. Files go to TDS_DATA_DIR (./data by default). Another
-    round adds new sessions to what is there.
+    real client; one Dagster run turns all kinds into JSONL, and one these into a dataset for each model. Files go to
+    TDS_DATA_DIR (./data by default). Another round adds new sessions to what is there.
     """
     began = time.monotonic()
     settings = read_settings()
@@ -68,11 +77,13 @@ def run_demo(
     with progress() as advance:
         stored = asyncio.run(_let_agents_work(settings, days, seed, advance))
         _export_in_dagster(settings, days[0].isoformat(), days[-1].isoformat(), advance)
+        _build_datasets_in_dagster(settings, advance)
     status = read_status(settings)
     demo = Demo(
         data_dir=str(settings.data_dir), start=days[0].isoformat(), end=days[-1].isoformat(), stored=stored,
         seconds=round(time.monotonic() - began, 1), balanced=status.balanced, verdict=status.verdict,
         kinds={kind: _range_of(settings, kind, days) for kind in KINDS},
+        datasets={model: _dataset_of(settings, model) for model in MODELS},
     )  # fmt: skip
     if as_json:
         print_json(demo)
@@ -110,34 +121,51 @@ async def _let_agents_work(settings: Settings, days: list[date], seed: int, adva
 
 def _export_in_dagster(settings: Settings, start: str, end: str, advance: Advance) -> None:
     """One run over the range for all kinds, as the UI's backfill would start it. Raises RunFailed if it fails."""
+    days = (date.fromisoformat(end) - date.fromisoformat(start)).days + 1
+    asked = ["--select", "group:curated or group:exports", "--partition-range", f"{start}...{end}"]
+    _run_dagster(settings, f"the Dagster run over {start} to {end}", asked, 2 * days * len(KINDS), advance)
+
+
+def _build_datasets_in_dagster(settings: Settings, advance: Advance) -> None:
+    """One run for the datasets of all models, a run of its own: a dataset is not of a day. Raises RunFailed."""
+    # Made-up agents repeat themselves, and copies of an example are in one split: a split may be left without rows.
+    recipe = {"config": {"allow_empty_splits": True}}
+    config = {"ops": {f"datasets__{model}": recipe for model in MODELS}}
+    asked = ["--select", "group:datasets", "--config-json", msgspec.json.encode(config).decode()]
+    _run_dagster(settings, "the Dagster run that builds the datasets", asked, len(MODELS), advance)
+
+
+def _run_dagster(settings: Settings, what: str, asked: list[str], total: int, advance: Advance) -> None:
+    """A run of a process of its own, which makes `total` materializations. Raises RunFailed if it fails."""
     from tds_dagster.cli.up import DEFINITIONS, prepare_home
 
     home = prepare_home(settings)
-    command = [
-        sys.executable, "-m", "dagster", "asset", "materialize", "-m", DEFINITIONS,
-        "--select", "group:curated or group:exports", "--partition-range", f"{start}...{end}",
-    ]  # fmt: skip
-    days = (date.fromisoformat(end) - date.fromisoformat(start)).days + 1
-    done, total = 0, 2 * days * len(KINDS)
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", DEFINITIONS, *asked]
+    done = 0
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
     environment = child_environment(settings, DAGSTER_HOME=str(home))
     with subprocess.Popen(
         command, env=environment, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as run:
-        advance("Dagster run", done, total)
+        advance(what.partition(" ")[2], done, total)
         for line in run.stdout or ():
             last_lines.append(line)
             if "ASSET_MATERIALIZATION" in line:
                 done += 1
-                advance("Dagster run", min(done, total), total)
+                advance(what.partition(" ")[2], min(done, total), total)
     if run.returncode:
-        raise RunFailed(f"the Dagster run over {start} to {end} ended with {run.returncode}:\n{''.join(last_lines)}")
+        raise RunFailed(f"{what} ended with {run.returncode}:\n{''.join(last_lines)}")
 
 
 def _range_of(settings: Settings, kind: str, days: list[date]) -> DemoKind:
     path = DataPaths(settings.data_dir).range_export(kind, days[0].isoformat(), days[-1].isoformat())
     manifest = msgspec.json.decode(manifest_of(path).read_bytes(), type=_Manifest)
     return DemoKind(len(days), manifest.rows, manifest.bytes, _shown(path))
+
+
+def _dataset_of(settings: Settings, model: str) -> DemoDataset:
+    built = find_dataset(DataPaths(settings.data_dir), model)
+    return DemoDataset(built.version, {name: split.rows for name, split in built.splits.items()}, _shown(built.folder))
 
 
 def _shown(path: Path) -> str:
@@ -150,6 +178,11 @@ def _print_demo(demo: Demo) -> None:
     print_table(
         ["kind", "days", "rows", "size", "export"],
         [[kind, made.days, made.rows, size_text(made.bytes), made.path] for kind, made in demo.kinds.items()],
+    )
+    typer.echo("")
+    print_table(
+        ["dataset", *SPLITS, "folder"],
+        [[model, *made.rows.values(), made.path] for model, made in demo.datasets.items()],
     )
     typer.echo(f"\n{demo.stored:,} records stored by the agents, {demo.start} to {demo.end}, in {demo.seconds:.0f} s")
     typer.echo(f"account: {demo.verdict} (`tds status`)")

@@ -55,7 +55,7 @@ def diagnose() -> Iterator[Check]:
         return
     checks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
         check_settings, check_versions, check_data_folder, check_disk, check_spool, check_redis, check_writers,
-        check_ledgers, check_unknown_files,
+        check_ledgers, check_erasures, check_unknown_files,
     )  # fmt: skip
     for check in checks:
         yield from check(settings)
@@ -281,6 +281,15 @@ def check_ledgers(settings: Settings) -> Iterator[Check]:
     yield Check("ledgers", "ok", f"{files:,} day files are in the ledgers of {paths.state}")
 
 
+def check_erasures(settings: Settings) -> Iterator[Check]:
+    """Whether an erasure was cut off; nothing where none was."""
+    for journal in (DataPaths(settings.data_dir).state / "erasures").glob("*.journal"):
+        yield Check(
+            "erasure", "warning", f"{journal}: it was cut off, or is under way",
+            "run `tds erase` again, for whatever: it first finishes what was begun",
+        )  # fmt: skip
+
+
 def _read_ledger(path: Path) -> dict[str, CommittedFile]:
     """The day files in a ledger, opened to read only.
 
@@ -335,13 +344,14 @@ def _expected(paths: DataPaths, kind: str) -> list[tuple[Path, str]]:
     """The folders of a kind and what their files are called; temporary files of a killed process among them."""
     temporary = r"|\..*\.tmp"
     day_file = rf"{kind}_{_DAY}"
+    selected = r"_[0-9a-f]{8}(\.jsonl|\.jsonl\.zst|\.parquet|(\.jsonl)?\.manifest\.json)"
     return [
-        (paths.training(kind, "").parent, rf"{day_file}\.csv" + temporary),
+        (paths.training(kind, "").parent, rf"{day_file}\.csv(\.[0-9a-z]+)?" + temporary),
         (paths.curated(kind, "").parent, rf"{day_file}(\.parquet|\.manifest\.json)" + temporary),
         (paths.shard(kind, "").parent, rf"{day_file}(\.jsonl|\.manifest\.json)" + temporary),
         (paths.quarantine(kind, "").parent, rf"{day_file}\.jsonl" + temporary),
         (
             paths.range_export(kind, "", "").parent,
-            rf"{kind}_training_{_DAY}_{_DAY}(\.jsonl|\.manifest\.json)" + temporary,
+            rf"{kind}_training_{_DAY}_{_DAY}(\.jsonl|\.manifest\.json|{selected})" + temporary,
         ),
     ]

@@ -251,6 +251,7 @@ def _print_status(status: Status) -> None:
             (s.coerced, "values were changed to fit JSON"),
             (s.clock, "are filed under their ingest day, for their own time has no partition"),
             (s.foreign, "lines of other programs were found in our files and put into quarantine"),
+            (s.erased, "were erased"),
         ):
             if n:
                 typer.echo(f"{kind}: {n:,} {what}")

@@ -17,7 +17,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from ingest.errors import DamagedFile
 from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, manifest_of, replacing
+from tds_dagster.curate.seal import find_flaw, seal
 
 CHUNK_BYTES = 1 << 20
 
@@ -32,6 +34,14 @@ class Manifest(Protocol):
     @property
     def bytes(self) -> int:
         """The artifact's size."""
+
+
+class HashedManifest(Manifest, Protocol):
+    """One that also has the artifact's hash."""
+
+    @property
+    def sha256(self) -> str:
+        """The hex digest of its bytes."""
 
 
 ManifestT = TypeVar("ManifestT", bound=Manifest)
@@ -49,13 +59,15 @@ def locked(paths: DataPaths, name: str) -> Iterator[None]:
 
 
 def read_manifest(artifact: Path, shape: type[ManifestT]) -> ManifestT | None:
-    """The manifest of an artifact; None where there is none, or one of another version of this program.
+    """The manifest of an artifact; None where there is none, a damaged one, or one of another version of this program.
 
     Either way the artifact does not count as built.
     """
     try:
         content = manifest_of(artifact).read_bytes()
     except FileNotFoundError:
+        return None
+    if find_flaw(content) is not None:
         return None
     try:
         return msgspec.json.decode(content, type=shape, dec_hook=lambda _, name: artifact.with_name(name))
@@ -71,6 +83,22 @@ def is_intact(manifest: Manifest) -> bool:
         return False
 
 
+def require_unchanged(manifest: HashedManifest) -> None:
+    """Read an artifact that something is to be made of, and raise DamagedFile if it is not what its manifest says.
+
+    Size and time do not tell it: disks lose bits, and DuckDB looks at no checksum of a Parquet page. The manifest goes,
+    so that the next build makes the artifact again.
+    """
+    with manifest.path.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != manifest.sha256:
+        drop_manifest(manifest.path)
+        raise DamagedFile(
+            f"{manifest.path}: its content is not what its manifest says, somebody changed it; nothing was replaced: "
+            "run it again, which builds the day anew"
+        )
+
+
 def drop_manifest(artifact: Path) -> None:
     """Remove the manifest, so that the artifact counts as not built until it is replaced."""
     manifest_of(artifact).unlink(missing_ok=True)
@@ -80,7 +108,7 @@ def write_manifest(content: Manifest) -> None:
     """Write the manifest beside its artifact, which must be in place."""
     text = msgspec.json.encode(content, enc_hook=lambda path: path.name)
     with replacing(manifest_of(content.path)) as out:
-        out.write(msgspec.json.format(text, indent=2) + b"\n")
+        out.write(seal(text))
 
 
 def code_version_of(modules: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ Every line of the file is judged and counted apart from DuckDB (`sieve`), and ro
 quarantined, or the day is not built. Order of writes: manifest away, Parquet, quarantine, manifest (see `artifacts`).
 """
 
-import csv
 import hashlib
 import os
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ import msgspec
 import ingest.records
 from ingest.errors import DamagedFile, Unbalanced
 from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, parse_day, replacing
-from ingest.records import SCHEMA_VERSION, Kind, kind_named
-from tds_dagster.curate import quarantine, raw, sql
+from ingest.records import SCHEMA_VERSION, kind_named
+from tds_dagster.curate import header as header_module
+from tds_dagster.curate import quarantine, raw, sql, survey
 from tds_dagster.curate import sieve as sieve_module
 from tds_dagster.curate.artifacts import (
     CHUNK_BYTES,
@@ -32,8 +32,10 @@ from tds_dagster.curate.artifacts import (
     write_manifest,
 )
 from tds_dagster.curate.engine import Engine, engine_errors, open_engine
+from tds_dagster.curate.header import read_header
 from tds_dagster.curate.raw import RawDay, RawDays, open_raw, still_prefix
 from tds_dagster.curate.sieve import Sieve
+from tds_dagster.curate.survey import Stamp, stamp_of
 
 _USUAL_LINE_BYTES = 2 << 20  # DuckDB buffers 16 lines of the longest size: only a file with a longer one pays for it
 
@@ -61,17 +63,23 @@ class CuratedDay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def code_version() -> str:
     """The version of the code that decides a curated file's bytes."""
-    modules = (ingest.records, sql, sieve_module, raw, quarantine)
+    modules = (ingest.records, sql, header_module, survey, sieve_module, raw, quarantine)
     return code_version_of([__file__, *(str(module.__file__) for module in modules)])
 
 
 def curate_day(
-    paths: DataPaths, kind: str, day: str, *, raw_days: RawDays | None = None, engine: Engine | None = None
+    paths: DataPaths,
+    kind: str,
+    day: str,
+    *,
+    raw_days: RawDays | None = None,
+    engine: Engine | None = None,
+    fine: Stamp | None = None,
 ) -> CuratedDay:
     """Bring a day's curated Parquet and quarantine file up to date with its raw file.
 
     A day that the ledger does not know becomes an artifact of 0 rows. Whoever builds many days passes `raw_days`
-    and `engine`, opened once.
+    and `engine`, opened once, and `fine` if `find_fine_days` has found the day so.
 
     Raises UnknownKind or InvalidRange for what is no kind or no day, DamagedFile if the raw file is not what the
     ledger says, Unbalanced if a row of it can't be accounted for, EngineFailed if DuckDB lacks disk or memory.
@@ -90,7 +98,15 @@ def curate_day(
         current = current_curated(paths, kind, source)
         if current is not None:
             return current
-        return _Build(raw_days, source, engine or stack.enter_context(open_engine(paths))).run()
+        engine = engine or stack.enter_context(open_engine(paths))
+        try:
+            return _Build(raw_days, source, engine, fine=fine).run()
+        except (DamagedFile, Unbalanced):
+            raw_days.settle([day])
+            present = raw_days.settled_day(day)
+            if present.version == source.version:
+                raise
+        return _Build(raw_days, present, engine).run()  # it was rewritten while it was read
 
 
 def read_curated(paths: DataPaths, kind: str, day: str) -> CuratedDay | None:
@@ -109,12 +125,29 @@ def current_curated(paths: DataPaths, kind: str, source: RawDay) -> CuratedDay |
     return msgspec.structs.replace(built, reused=True)
 
 
+def rebuild_day(raw_days: RawDays, source: RawDay, engine: Engine, output: DataPaths) -> CuratedDay:
+    """Curate a raw day into another data folder, `output`: what its files would be if they were built now.
+
+    Raises as `curate_day` does.
+    """
+    return _Build(raw_days, source, engine, output).run()
+
+
 class _Build:
     """One day on its way."""
 
-    def __init__(self, raw_days: RawDays, source: RawDay, engine: Engine) -> None:
-        self.raw_days, self.source, self.engine = raw_days, source, engine
+    def __init__(
+        self,
+        raw_days: RawDays,
+        source: RawDay,
+        engine: Engine,
+        output: DataPaths | None = None,
+        *,
+        fine: Stamp | None = None,
+    ) -> None:
+        self.raw_days, self.source, self.engine, self.fine = raw_days, source, engine, fine
         self.paths, self.kind = raw_days.paths, kind_named(raw_days.kind)
+        self.output = output or self.paths
         self.raw_file = self.paths.training(self.kind.name, source.day)
         self.scratch_parquet = engine.folder / "curated.parquet"
         self.rows = self.duplicates = 0
@@ -147,20 +180,45 @@ class _Build:
 
     def _curate(self, file: Path | None) -> None:
         """Fill the scratch Parquet, `rows`, `duplicates` and `reasons`."""
-        connection = self.engine.connection
-        header = self._load(file)
-        connection.execute(sql.exclude_flawed(self.kind, header))
-        self._exclude_doubtful_json(header)
-        flawed = connection.execute("SELECT place, reason FROM excluded ORDER BY place").fetchall()
-        self.reasons |= {self._line_numbers[place]: reason for place, reason in flawed}
-        self.duplicates = self._count(sql.EXCLUDE_DUPLICATES)
+        self.reasons, self.duplicates = {}, 0
         os.close(os.open(self.scratch_parquet, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE))
-        self.rows = self._count(sql.write_parquet(self.kind, header, str(self.scratch_parquet)))
+        is_fine = file is not None and self.fine == stamp_of(file)
+        header = self._load(file)
+        escaped, has_excluded = self._survey(header) if not is_fine or self.reasons else ((), False)
+        self.rows = self._count(
+            sql.write_parquet(self.kind, header, str(self.scratch_parquet), escaped=escaped, has_excluded=has_excluded)
+        )
+        if is_fine and file is not None and stamp_of(file) != self.fine:  # it changed since it was looked at
+            self.fine = None
+            self._curate(file)
+            return
         if self.rows + self.duplicates + len(self.reasons) != self.source.rows:
             raise Unbalanced(
                 f"{self.raw_file}: {self.source.rows} rows committed, but {self.rows} curated + {self.duplicates} "
                 f"duplicates + {len(self.reasons)} quarantined; report this with the file"
             )
+
+    def _survey(self, header: Sequence[str]) -> tuple[Sequence[str], bool]:
+        """Exclude what is no good; gives the columns with escapes, and whether any row is excluded."""
+        ((doubtful, repeated, is_escaped),) = self.engine.connection.execute(
+            sql.survey_source(self.kind, header)
+        ).fetchall()
+        has_excluded = bool(doubtful or repeated)
+        self.duplicates = self._exclude(header) if has_excluded else 0
+        return self._escaped_columns(header) if is_escaped else (), has_excluded
+
+    def _escaped_columns(self, header: Sequence[str]) -> Sequence[str]:
+        (flags,) = self.engine.connection.execute(sql.find_escaped(self.kind, header)).fetchall()
+        return [name for name, flag in zip(sql.text_columns(self.kind, header), flags, strict=True) if flag]
+
+    def _exclude(self, header: Sequence[str]) -> int:
+        """Make `excluded` and fill `reasons`; gives the number of duplicates."""
+        connection = self.engine.connection
+        connection.execute(sql.exclude_flawed(self.kind, header))
+        self._exclude_doubtful_json(header)
+        flawed = connection.execute("SELECT place, reason FROM excluded ORDER BY place").fetchall()
+        self.reasons |= {self._line_numbers[place]: reason for place, reason in flawed}
+        return self._count(sql.EXCLUDE_DUPLICATES)
 
     def _load(self, file: Path | None) -> Sequence[str]:
         """Make `source` of the lines that are rows; gives the header."""
@@ -218,13 +276,13 @@ class _Build:
 
     def _put_in_place(self, file: Path | None) -> CuratedDay:
         source, kind = self.source, self.kind.name
-        target = self.paths.curated(kind, source.day)
+        target = self.output.curated(kind, source.day)
         # Rejects only grow; those behind the ones counted belong to the next version.
         rejects = self.raw_days.rejects(source.day)[: source.rejects]
         drop_manifest(target)
         size, sha256 = _move(self.scratch_parquet, target)
         flawed = quarantine.flawed_rows(file, self.raw_file.name, source.day, self.reasons) if file else ()
-        quarantine.write_quarantine(self.paths.quarantine(kind, source.day), rejects, flawed)
+        quarantine.write_quarantine(self.output.quarantine(kind, source.day), rejects, flawed)
         built = CuratedDay(
             kind=kind,
             day=source.day,
@@ -244,31 +302,6 @@ class _Build:
         )
         write_manifest(built)
         return built
-
-
-def read_header(kind: Kind, file: Path, raw_file: Path) -> list[str]:
-    """The column names of a day file. A column may be missing (its cells are null), a strange one may not be there.
-
-    Raises DamagedFile, naming `raw_file`, if the first line is no header of this kind.
-    """
-    with file.open("rb") as source:
-        line = source.readline()
-    try:
-        names = next(csv.reader([line.decode()], strict=True))
-    except (UnicodeDecodeError, csv.Error, StopIteration):
-        names = []
-    known = {column.name for column in kind.columns}
-    strange = [name for name in names if name not in known]
-    if strange or not names or len(set(names)) != len(names):
-        # A first line of mostly unknown names may be a record: it is not quoted, for what is raised is logged.
-        shown = f"unknown names in {len(strange)} of {len(names)} places" if strange else "a name twice, or no names"
-        if 0 < len(strange) * 2 < len(names):
-            shown = f"the unknown names {', '.join(strange)}"
-        raise DamagedFile(
-            f"{raw_file}: the first line has {shown}; expected each column of {kind.name} at most once "
-            f"({', '.join(column.name for column in kind.columns)}); correct the first line, or update this program"
-        )
-    return names
 
 
 def _move(scratch: Path, target: Path) -> tuple[int, str]:

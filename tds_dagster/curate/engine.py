@@ -25,9 +25,14 @@ _MOST_MEMORY_BYTES = 2 << 30  # beyond it DuckDB spills into the scratch folder;
 class Engine:
     """One DuckDB connection for one thread, and a folder for files of the moment."""
 
-    def __init__(self, paths: DataPaths) -> None:
-        """Note where the data lie; nothing is opened yet."""
+    def __init__(self, paths: DataPaths, sharers: int = 1, threads: int | None = None) -> None:
+        """Note where the data lie; nothing is opened yet.
+
+        `sharers` is how many engines are at work at a time, `threads` how many this one has (None: its share).
+        """
         self._home = paths.state / "scratch"
+        self._sharers = sharers
+        self._threads = max(1, (os.cpu_count() or 1) // sharers) if threads is None else threads
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._folder: Path | None = None
         self._lock = -1
@@ -49,7 +54,8 @@ class Engine:
 
             self._connection = duckdb.connect(
                 config={
-                    "memory_limit": f"{_memory_bytes() >> 20}MiB",
+                    "memory_limit": f"{_memory_bytes() // self._sharers >> 20}MiB",
+                    "threads": str(self._threads),
                     "temp_directory": str(self.folder / "spill"),
                     "preserve_insertion_order": "true",
                     "autoinstall_known_extensions": "false",
@@ -61,6 +67,11 @@ class Engine:
             # After two seconds it would draw one on stdout, where a command's result belongs.
             self._connection.execute("SET enable_progress_bar = false")
         return self._connection
+
+    def interrupt(self) -> None:
+        """Stop the query that another thread runs, if it runs one."""
+        if self._connection is not None:
+            self._connection.interrupt()
 
     def close(self) -> None:
         """Close the connection and remove the folder. May be called twice."""
@@ -74,9 +85,9 @@ class Engine:
 
 
 @contextmanager
-def open_engine(paths: DataPaths) -> Iterator[Engine]:
-    """An engine for the length of a `with`."""
-    engine = Engine(paths)
+def open_engine(paths: DataPaths, sharers: int = 1, threads: int | None = None) -> Iterator[Engine]:
+    """An engine for the length of a `with`; see `Engine`."""
+    engine = Engine(paths, sharers, threads)
     try:
         yield engine
     finally:

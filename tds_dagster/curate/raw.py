@@ -1,6 +1,7 @@
 """Gives each raw day as the ledger has it: a file that nobody appends to, its rows counted, and the day's rejects."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 from ingest.errors import DamagedFile
 from ingest.pipeline.ledger import (
     DUPLICATES,
+    ERASED,
     FOREIGN,
     QUARANTINED,
     CommittedFile,
@@ -30,6 +32,8 @@ class RawDay(msgspec.Struct, frozen=True, kw_only=True):
     duplicates: int  # rows that the writer dropped because of an idempotency key
     quarantined: int  # lines that the writer could not write
     foreign: int  # lines that other programs appended; the writer moved them to the rejects
+    erased: int = 0  # rows and rejects that were erased; foreign lines are not counted
+    erasures: int = 0  # that took something of the day, be it foreign lines alone
 
     @property
     def rows(self) -> int:
@@ -43,8 +47,13 @@ class RawDay(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def version(self) -> str:
-        """Changes whenever curation would see something else: the file's version and the number of rejects."""
-        return f"{'none' if self.file is None else self.file.version}+{self.rejects}"
+        """Changes whenever curation would see something else: the file's version, its rejects, and its erasures.
+
+        Between two erasures rejects only come: so many of them are the same ones. One that goes and another one that
+        comes would look the same by their number alone.
+        """
+        erasures = f"-{self.erasures}" if self.erasures else ""
+        return f"{'none' if self.file is None else self.file.version}+{self.rejects}{erasures}"
 
 
 class RawDays:
@@ -55,13 +64,23 @@ class RawDays:
         self.paths, self.kind, self._ledger = paths, kind, ledger
         self._damaged: dict[str, DamagedFile] = {}
         self._settled: set[str] = set()
+        self._moment: tuple[int, int] | None = None
         self.refresh()
 
     def refresh(self) -> None:
-        """Read files and counters, as they were between two commits of the writer."""
+        """Read files and counters, as they were between two commits of the writer, unless nothing has changed."""
+        moment = self._ledger.moment()
+        if moment == self._moment:
+            return  # to read a year's files takes half a millisecond, and each day of a build asks twice
+        self._moment = moment  # from before: what is committed while it is read counts as a change next time
         while True:
             self._counts = self._ledger.counts()
             self._files = self._ledger.files()
+            erasures = self._ledger.erasures()
+            self._erasures = Counter(erasure.day for erasure in erasures)
+            self._erased = Counter[str]()
+            for erasure in erasures:
+                self._erased[erasure.day] += erasure.rows + erasure.rejects
             if self._counts == self._ledger.counts():
                 return
 
@@ -103,7 +122,13 @@ class RawDays:
             duplicates=self._counts.get((day, DUPLICATES), 0),
             quarantined=self._counts.get((day, QUARANTINED), 0),
             foreign=self._counts.get((day, FOREIGN), 0),
+            erased=self._counts.get((day, ERASED), 0),
+            erasures=self._erasures[day],
         )
+
+    def found_erased(self, day: str) -> int:
+        """Rows and rejects of the day that the single erasures took, by their own figures."""
+        return self._erased[day]
 
     def rejects(self, day: str) -> list[Reject]:
         """The day's rejected lines as they stand in the ledger now, in the order they came."""
@@ -153,5 +178,6 @@ def count_lines(path: Path) -> int:
 
 def _cut_short(path: Path, size: int, committed: int) -> DamagedFile:
     return DamagedFile(
-        f"{path}: ends at byte {size}, but {committed} bytes are committed; restore the file from a backup"
+        f"{path}: ends at byte {size}, but {committed} bytes are committed; run this again, for an erasure may have "
+        "rewritten it meanwhile, and restore the file from a backup if it stays like that"
     )

@@ -4,11 +4,12 @@
 
 | term | where it comes from |
 |---|---|
-| stored | the ledger: the day file's committed rows, and what the writer counted as duplicates and as quarantined |
+| stored | the ledger: the day file's committed rows, and what was counted as duplicates, as quarantined, as erased |
 | exported | lines of the shard |
 | pending | committed rows and writer's rejects that came after the curated day and its shard were built |
 | duplicates | what the writer dropped for its idempotency key, and what curation dropped for its record_id |
 | quarantined | lines of the quarantine file, without those that other programs appended to the day file |
+| erased | rows and writer's rejects that each erasure notes to have taken, in the transaction that took them |
 
 A shard's lines are counted as they are written; afterwards its manifest's figure stands for them as long as the file
 has the manifest's size, and else they are counted again. Rejects are counted in the ledger's table and not taken from
@@ -58,7 +59,7 @@ def account_of(raw_days: RawDays, curated: CuratedDay, exported: int) -> DayAcco
     """The account of a day whose curated file is built and whose shard has `exported` lines."""
     source, rejects = _consistent(raw_days, curated.day)
     quarantined = count_quarantined(raw_days.paths.quarantine(raw_days.kind, curated.day)) - curated.source_foreign
-    return _settled(source, rejects, exported, curated, quarantined)
+    return _settled(raw_days, source, rejects, exported, curated, quarantined)
 
 
 def _account(raw_days: RawDays, day: str) -> DayAccount:
@@ -75,6 +76,7 @@ def _account(raw_days: RawDays, day: str) -> DayAccount:
             pending=source.rows + rejects - source.foreign,
             duplicates=source.duplicates,
             quarantined=0,
+            erased=raw_days.found_erased(day),
         )
     exported = shard.rows if is_intact(shard) else _lines(shard)
     curated = read_manifest(paths.curated(kind, day), CuratedDay)
@@ -82,10 +84,12 @@ def _account(raw_days: RawDays, day: str) -> DayAccount:
         quarantined = count_quarantined(paths.quarantine(kind, day)) - shard.source_foreign
     else:  # curated anew, the quarantine file too; the shard still covers what it was made from
         quarantined = shard.account.quarantined
-    return _settled(source, rejects, exported, shard, quarantined)
+    return _settled(raw_days, source, rejects, exported, shard, quarantined)
 
 
-def _settled(source: RawDay, rejects: int, exported: int, built: CuratedDay | Shard, quarantined: int) -> DayAccount:
+def _settled(
+    raw_days: RawDays, source: RawDay, rejects: int, exported: int, built: CuratedDay | Shard, quarantined: int
+) -> DayAccount:
     """What was built, with everything that came after it as pending."""
     late_rejects = (rejects - built.source_rejects) - (source.foreign - built.source_foreign)
     return DayAccount(
@@ -96,11 +100,12 @@ def _settled(source: RawDay, rejects: int, exported: int, built: CuratedDay | Sh
         pending=max(0, source.rows - built.source_rows) + late_rejects,
         duplicates=source.duplicates + built.duplicates,
         quarantined=quarantined,
+        erased=raw_days.found_erased(built.day),
     )
 
 
 def _stored(source: RawDay) -> int:
-    return source.rows + source.duplicates + source.quarantined
+    return source.rows + source.duplicates + source.quarantined + source.erased
 
 
 def _consistent(raw_days: RawDays, day: str) -> tuple[RawDay, int]:

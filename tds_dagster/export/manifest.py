@@ -4,6 +4,8 @@ from pathlib import Path
 
 import msgspec
 
+from tds_dagster.export.selection import Selection
+
 
 class DayAccount(msgspec.Struct, frozen=True, kw_only=True):
     """Where a day's stored records are; all figures are records. A sum over days has `day=""`."""
@@ -15,7 +17,7 @@ class DayAccount(msgspec.Struct, frozen=True, kw_only=True):
     pending: int
     duplicates: int
     quarantined: int
-    erased: int = 0  # nothing erases yet
+    erased: int = 0
     expired: int = 0  # nothing expires yet
 
     @property
@@ -54,7 +56,9 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     duplicates: int  # rows that curation left out
     schema_version: int
     code_version: str
-    redaction: str
+    redaction: str  # level: none, secrets or full
+    redaction_version: str  # of level, policy, key and detectors; "none" at level none
+    redacted: dict[str, int] = {}  # values that were replaced, by detector
     account: DayAccount  # as the day stood when the shard was put in place
     made_at: str  # RFC 3339; the one field in which two builds of the same data differ
     reused: bool = False  # nothing had changed since it was built; not in the manifest
@@ -84,9 +88,13 @@ class RangeExport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     accounting: DayAccount  # the sum of theirs
     schema_version: int
     code_version: str
-    redaction: str
+    redaction: str  # level: none, secrets or full
+    redaction_version: str  # of level, policy, key and detectors; "none" at level none
+    redacted: dict[str, int] = {}  # values that were replaced, by detector
     made_at: str  # RFC 3339; the one field in which two builds of the same data differ
     failed: dict[str, str] = {}  # days left out, each with the reason (`allow_missing`)
+    selection: Selection | None = None  # what of the range is in the file; None: all of it
+    sources: dict[str, str] = {}  # what else decided which rows: feedback and tasks, each a hash of its days
     # Not in the manifest: what this call did.
     rebuilt: list[str] = []  # days whose shard was made anew
     reused: bool = False  # the range file was there already, of the same shards

@@ -7,7 +7,9 @@ writes: manifest away, file, manifest, then `training/<kind>_training.jsonl` and
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +19,8 @@ import msgspec
 from ingest.errors import DamagedFile, InvalidRange, SourceMissing, Unbalanced
 from ingest.pipeline.partitions import DataPaths, day_range, manifest_of, parse_day, replacing, sync_folder, today
 from ingest.records import SCHEMA_VERSION, kind_named
+from ingest.redaction.redactor import Redactor, open_redactor
+from ingest.settings import Settings
 from tds_dagster.curate.artifacts import (
     CHUNK_BYTES,
     drop_manifest,
@@ -29,8 +33,12 @@ from tds_dagster.curate.artifacts import (
 from tds_dagster.curate.raw import open_raw
 from tds_dagster.export.accounting import total_account
 from tds_dagster.export.days import Progress, build_days
+from tds_dagster.export.describe import describe_export
+from tds_dagster.export.lines import counting_anew, default_redactor
 from tds_dagster.export.manifest import RangeExport, Shard, SourceShard
-from tds_dagster.export.shard import REDACTION, code_version
+from tds_dagster.export.selected import selected_code_version, selection_sources, write_selected
+from tds_dagster.export.selection import SUFFIXES, Selection
+from tds_dagster.export.shard import code_version
 
 KEEP_RANGES = 10
 
@@ -45,25 +53,50 @@ def export_range(
     allow_missing: bool = False,
     keep_ranges: int = KEEP_RANGES,
     progress: Progress | None = None,
+    settings: Settings | None = None,
+    selection: Selection | None = None,
 ) -> RangeExport:
     """Bring the days of a range up to date and write them as one JSONL file.
 
     Days are `YYYY-MM-DD`, both included; default: the first day with data to yesterday (UTC). `output` gets a copy.
-    A range without any record gives `rows=0`; the caller says so.
+    A range without any record gives `rows=0`; the caller says so. `settings` say how it is redacted (None: as where
+    nothing is set). With a `selection` what it leaves is written, to a file of its own, and
+    `training/<kind>_training.jsonl` stays as it was.
 
     Raises UnknownKind, InvalidRange, and Unbalanced naming each day that failed and why: then the range file stays
-    as it was. With `allow_missing` it is written without those days, and `failed` names them.
+    as it was. With `allow_missing` it is written without those days, and `failed` names them. With a selection also
+    InvalidPredicate.
     """
     start, end = default_range(paths, kind, start, end)
+    settings = settings or Settings(data_dir=paths.root)
+    redactor = open_redactor(settings, settings.redaction)
+    selection = selection or Selection()
+    if selection.redaction == redactor.level:
+        selection = msgspec.structs.replace(selection, redaction=None)
+    predicate = selection.predicate(kind)  # before any day is built
     shards: list[Shard] = []
     failed: dict[str, str] = {}
-    for day, _, shard, error in build_days(paths, kind, day_range(start, end), progress=progress):
+    for day, _, shard, error in build_days(paths, kind, day_range(start, end), redactor=redactor, progress=progress):
         if shard is not None:
             shards.append(shard)
         if error is not None:
             failed[day] = str(error)
     require_complete(kind, failed, allow_missing=allow_missing)
-    return write_range(paths, kind, shards, start, end, keep_ranges=keep_ranges, output=output, failed=failed)
+    if not selection.is_whole:
+        if selection.redaction is not None:
+            redactor = open_redactor(settings, selection.redaction)
+        wanted = msgspec.structs.replace(
+            _nothing_of(kind, start, end, redactor, failed),
+            path=paths.selected_export(kind, start, end, selection.digest, SUFFIXES[selection.format]),
+            partitions=[source_shard(shard) for shard in shards],
+            selection=selection.redacted(counting_anew(redactor), kind),
+            sources=selection_sources(paths, predicate),
+            code_version=selected_code_version(),
+        )
+        return _write_selection(paths, shards, wanted, selection, redactor, keep_ranges, output, progress)
+    return write_range(
+        paths, kind, shards, start, end, keep_ranges=keep_ranges, output=output, failed=failed, redactor=redactor
+    )
 
 
 def default_range(paths: DataPaths, kind: str, start: str | None, end: str | None) -> tuple[str, str]:
@@ -111,58 +144,94 @@ def write_range(
     keep_ranges: int = KEEP_RANGES,
     output: Path | None = None,
     failed: dict[str, str] | None = None,
+    redactor: Redactor | None = None,
 ) -> RangeExport:
     """Write shards, in order of their days, as the JSONL file of a range, with its manifest.
 
     `training/<kind>_training.jsonl` becomes the same file, `output` gets a copy, and of a kind's range files the
     `keep_ranges` latest stay. If the same shards were written before, that file is kept. `failed` are days left out.
+    `redactor` is the one of the shards (None: as where nothing is set).
 
     Raises SourceMissing if a shard is gone, DamagedFile if one was changed by somebody else.
     """
     day_range(start, end)
     kind_named(kind)
+    redactor = redactor or default_redactor(paths)
     target = paths.range_export(kind, start, end)
     rebuilt = [shard.day for shard in shards if not shard.reused]
     with locked(paths, f"{kind}_ranges"):
-        written = _current_range(target, shards, failed or {})
+        nothing = msgspec.structs.replace(_nothing_of(kind, start, end, redactor, failed or {}), path=target)
+        written = current_range(nothing, shards)
         if written is None:
-            written = _write(paths, target, shards, failed or {}, RangeExport(
-                kind=kind, start=start, end=end, path=target, rows=0, bytes=0, sha256="", partitions=[],
-                accounting=total_account(kind, []), schema_version=SCHEMA_VERSION, code_version=code_version(),
-                redaction=REDACTION, made_at=made_now(),
-            ))  # fmt: skip
+            written = _write(paths, shards, nothing)
         os.utime(manifest_of(target))  # the latest asked for is the last to be pruned
         _link(target, paths.latest_export(kind))
+        describe_export(paths, written)
         _prune(target.parent, keep_ranges, spare=target)
     if output is not None:
         _copy(target, output)
     return msgspec.structs.replace(written, rebuilt=rebuilt)
 
 
-def _current_range(target: Path, shards: Sequence[Shard], failed: dict[str, str]) -> RangeExport | None:
-    """The range as it was written before, if it was made of the same shards."""
-    written = read_manifest(target, RangeExport)
-    if written is None or not is_intact(written) or written.failed != failed:
+def _nothing_of(kind: str, start: str, end: str, redactor: Redactor, failed: dict[str, str]) -> RangeExport:
+    """A range export without rows and without a file."""
+    return RangeExport(
+        kind=kind, start=start, end=end, path=Path(), rows=0, bytes=0, sha256="", partitions=[],
+        accounting=total_account(kind, []), schema_version=SCHEMA_VERSION, code_version=code_version(),
+        redaction=redactor.level, redaction_version=redactor.version, made_at=made_now(), failed=failed,
+    )  # fmt: skip
+
+
+def _write_selection(
+    paths: DataPaths,
+    shards: Sequence[Shard],
+    wanted: RangeExport,
+    selection: Selection,
+    redactor: Redactor,
+    keep_ranges: int,
+    output: Path | None,
+    progress: Progress | None,
+) -> RangeExport:
+    """Write what was selected of a range, unless it is there already."""
+    with locked(paths, f"{wanted.kind}_ranges"):
+        written = current_range(wanted, shards)
+        if written is None:
+            written = write_selected(paths, shards, wanted, selection, redactor, progress=progress)
+        os.utime(manifest_of(written.path))
+        _prune(written.path.parent, keep_ranges, spare=written.path)
+    if output is not None:
+        _copy(written.path, output)
+    return msgspec.structs.replace(written, rebuilt=[shard.day for shard in shards if not shard.reused])
+
+
+def current_range(wanted: RangeExport, shards: Sequence[Shard]) -> RangeExport | None:
+    """The range as it was written before, if it is the one that is wanted and was made of the same shards."""
+    written = read_manifest(wanted.path, RangeExport)
+    if written is None or not is_intact(written):
         return None
-    if written.partitions != [_source(shard) for shard in shards] or written.code_version != code_version():
+    of_result = {"rows", "bytes", "sha256", "redacted", "accounting", "made_at", "rebuilt", "reused"}
+    expected = msgspec.structs.replace(wanted, partitions=[source_shard(shard) for shard in shards])
+    names = [name for name in RangeExport.__struct_fields__ if name not in of_result]
+    if any(getattr(written, name) != getattr(expected, name) for name in names):
         return None
     return msgspec.structs.replace(written, reused=True)
 
 
-def _write(
-    paths: DataPaths, target: Path, shards: Sequence[Shard], failed: dict[str, str], empty: RangeExport
-) -> RangeExport:
-    digest, size = hashlib.sha256(), 0
+def _write(paths: DataPaths, shards: Sequence[Shard], nothing: RangeExport) -> RangeExport:
+    digest, size, redacted = hashlib.sha256(), 0, Counter[str]()
     written: list[Shard] = []
-    with replacing(target) as out:
+    with replacing(nothing.path) as out, ThreadPoolExecutor(1, thread_name_prefix="hash-range") as beside:
+        hashed: Future[None] | None = None
         for shard in shards:
             present, source = _open_shard(paths, shard)
             of_shard = hashlib.sha256()
             with source:
                 while chunk := source.read(CHUNK_BYTES):
+                    if hashed is not None:
+                        hashed.result()
+                    hashed = beside.submit(digest.update, chunk)  # as long as the copy: 1.7 GB/s
                     out.write(chunk)
-                    digest.update(chunk)
-                    of_shard.update(chunk)
+                    of_shard.update(chunk)  # also of a file that nobody touched: disks lose bits
                     size += len(chunk)
             if of_shard.hexdigest() != present.sha256:
                 drop_manifest(present.path)  # so that the next export builds it again
@@ -171,15 +240,18 @@ def _write(
                     "the range file was not replaced: run the export again, which builds the day anew"
                 )
             written.append(present)
-        drop_manifest(target)
+            redacted.update(present.redacted)
+        if hashed is not None:
+            hashed.result()
+        drop_manifest(nothing.path)
     export = msgspec.structs.replace(
-        empty,
+        nothing,
         rows=sum(shard.rows for shard in written),
         bytes=size,
         sha256=digest.hexdigest(),
-        partitions=[_source(shard) for shard in written],
-        accounting=total_account(empty.kind, [shard.account for shard in written]),
-        failed=failed,
+        partitions=[source_shard(shard) for shard in written],
+        accounting=total_account(nothing.kind, [shard.account for shard in written]),
+        redacted=dict(sorted(redacted.items())),
     )
     write_manifest(export)
     return export
@@ -189,14 +261,17 @@ def _open_shard(paths: DataPaths, shard: Shard) -> tuple[Shard, BinaryIO]:
     """A shard's file, open, with the manifest that belongs to it: another process may have replaced both since."""
     with locked(paths, f"{shard.kind}_{shard.day}"):
         present = read_manifest(paths.shard(shard.kind, shard.day), Shard)
-        if present is None or not is_intact(present):
+        is_there = present is not None and is_intact(present)
+        if present is None or not is_there or present.redaction_version != shard.redaction_version:
             raise SourceMissing(
-                f"{paths.shard(shard.kind, shard.day)}: expected the shard with its manifest; export {shard.day} again"
+                f"{paths.shard(shard.kind, shard.day)}: expected the shard with its manifest, at redaction level "
+                f"{shard.redaction}; export {shard.day} again"
             )
         return present, present.path.open("rb")
 
 
-def _source(shard: Shard) -> SourceShard:
+def source_shard(shard: Shard) -> SourceShard:
+    """A shard as a range's manifest names it."""
     return SourceShard(day=shard.day, rows=shard.rows, bytes=shard.bytes, sha256=shard.sha256, account=shard.account)
 
 
@@ -225,6 +300,7 @@ def _prune(folder: Path, keep: int, spare: Path) -> None:
     manifests = sorted(folder.glob("*.manifest.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for manifest in manifests[max(keep, 1) :]:
         manifest.unlink()
-    for artifact in folder.glob("*.jsonl"):
-        if artifact != spare and not manifest_of(artifact).exists():
-            artifact.unlink()
+    for suffix in SUFFIXES.values():
+        for artifact in folder.glob(f"*.{suffix}"):
+            if artifact != spare and not manifest_of(artifact).exists():
+                artifact.unlink()

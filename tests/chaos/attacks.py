@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import redis
 
+from ingest.pipeline import spool
 from ingest.pipeline.ledger import Ledger
 from tests.chaos.site import Child, Site
 from tests.chaos.verify import STRANGE
 from tests.chaos.worker import KINDS
 
-_RECORD = re.compile(rb'"record_id":"')
+_LINE_START = re.compile(rb"\n(?=.)")
 _PAGE = 4096
 _RECOVERY_S = 30.0
 
@@ -240,10 +241,11 @@ def tear_spool(site: Site) -> str | None:
     site.rng.shuffle(segments)
     for path in segments:
         content = path.read_bytes()
-        starts = [match.start() for match in _RECORD.finditer(content)]
-        if not starts:
+        start, stop = text_of(path)
+        if start >= stop:
             continue
-        site.damaged.append((path, content))
+        site.damaged.append((path, content[start:stop]))
+        starts = [match.end() for match in _LINE_START.finditer(content, start - 1, stop)]
         newest, last = starts[-1] // _PAGE * _PAGE, (len(content) - 1) // _PAGE * _PAGE
         sort = site.rng.choice(["cut short", "with its newest page zeroed", "with its last page zeroed"])
         with path.open("r+b") as file:
@@ -255,6 +257,16 @@ def tear_spool(site: Site) -> str | None:
                 file.write(bytes(min(_PAGE, len(content) - page)))
         return f"spool segment {sort}"
     return None
+
+
+def text_of(path: Path) -> tuple[int, int]:
+    """Where a segment's records begin, and where the last whole one ends. What lies behind it is of a former use."""
+    first_seq = int(path.stem)
+    segment = spool._SegmentReader(path, first_seq)
+    try:
+        return segment.text(segment.last_whole(first_seq - 1))
+    finally:
+        segment.close()
 
 
 ATTACKS = {

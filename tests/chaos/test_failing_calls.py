@@ -378,7 +378,7 @@ def cuts_of_power(moments: int) -> list[Case]:
     ]
 
 
-HALF_DONE = Fault("unlink", "spool/*/*/*.seg", nth=2, action="after")
+HALF_DONE = Fault("unlink", "spool/*/*/*.seg", action="after")  # the first one that is gone, and no spare
 UNWRITTEN = Fault("pwrite", "training/*/*_*.csv", action="before")
 IS_LONG = bool(os.environ.get("CHAOS_EVERY_CALL"))
 

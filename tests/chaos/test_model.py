@@ -28,7 +28,7 @@ from ingest.pipeline.ledger import CommittedFile, Reject, open_ledger
 from ingest.pipeline.partitions import DataPaths
 from ingest.pipeline.spool import Batch, Spool
 from ingest.pipeline.writer import KindWriter, SpoolSource, drain
-from ingest.records import KINDS, keyed_record_id, new_record_id
+from ingest.records import KINDS, DayNumbers, keyed_record_id, new_record_id
 
 EVENTS = KINDS["events"]
 DAYS = ("2026-01-02", "2026-01-03", "2026-01-04")
@@ -134,14 +134,17 @@ class WritePath(RuleBasedStateMachine):
         sizes=st.lists(SIZES, min_size=1, max_size=6),
         day=st.sampled_from(DAYS),
         key=st.sampled_from([None, None, None, "k1", "k2"]),
+        form=st.sampled_from(["rows", "JSON", "both"]),
     )
     @precondition(has_alive)
-    def append(self, choice: int, sizes: list[int], day: str, key: str | None) -> None:
+    def append(self, choice: int, sizes: list[int], day: str, key: str | None, form: str) -> None:
         producer = self.alive(choice)
         for size in sizes:
             record = Accepted(f"{self.producers.index(producer)}-{len(producer.accepted) + 1}", day, key)
-            line = line_of(record, size)
-            is_accepted = producer.spool.append(line)
+            line, number = line_of(record, size), 0
+            if key is None and (form == "rows" or (form == "both" and size % 2)):
+                line, number = row_of(line), DayNumbers()[day]
+            is_accepted = producer.spool.append(line, day=number)
             assert is_accepted == (len(line) <= MAX_RECORD_BYTES)
             if is_accepted:
                 producer.accepted.append(record)
@@ -181,11 +184,11 @@ class WritePath(RuleBasedStateMachine):
         if not whole:
             return
         damaged = whole[record % len(whole)]
-        sought = f'"event_type":"{damaged.name}"'.encode()
+        sought = f'"{damaged.name}"'.encode()
         (segment,) = [path for path in producer.spool.folder.glob("*.seg") if sought in path.read_bytes()]
         with segment.open("r+b") as file:
-            file.seek(segment.read_bytes().index(sought) + len(b'"event_type":"'))
-            file.write(b"9")  # still JSON, and still a record
+            file.seek(segment.read_bytes().index(sought) + 1)
+            file.write(b"9")  # still JSON, or a row, and still a record
         damaged.fate = "damaged"
 
     # ----------------------------------------------------------------------------------------- the writer's side ---
@@ -337,7 +340,9 @@ def joined(former: Batch | None, batch: Batch) -> Batch:
     """One batch of two that follow each other."""
     if former is None:
         return batch
-    return Batch(former.producer, former.first_seq, former.count + batch.count, former.data + b"\n" + batch.data)
+    days = [day for part in (former, batch) for day in part.days or [0] * part.count]
+    count, data = former.count + batch.count, former.data + b"\n" + batch.data
+    return Batch(former.producer, former.first_seq, count, data, days, former.header or batch.header)
 
 
 def line_of(record: Accepted, size: int) -> bytes:
@@ -349,6 +354,12 @@ def line_of(record: Accepted, size: int) -> bytes:
     }
     short = msgspec.json.encode(fields | {"payload": ""})
     return msgspec.json.encode(fields | {"payload": "x" * max(0, size - len(short))})
+
+
+def row_of(line: bytes) -> bytes:
+    """The same record as a row."""
+    events = KINDS["events"]
+    return events.csv_rows([events.decoder.decode(line)], escaped=True)[0].removesuffix("\n").encode()
 
 
 TestTheWritePathAgainstAList = WritePath.TestCase

@@ -26,7 +26,7 @@ from tests.parts import PROJECT, environment
 
 csv.field_size_limit(1 << 20)
 STRANGE = "somebody else's row"  # begins each line that an attack appends to a day file
-_RECORD_ID = re.compile(rb'"record_id":"([0-9a-f-]{36})"')
+_RECORD_ID = re.compile(rb'"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"')  # in JSON or in a CSV row
 _SHOWN = 5  # examples of each sort of finding
 
 
@@ -92,15 +92,14 @@ def verify(site: Site) -> Verdict:
     verdict.accepted, verdict.dropped = logged.accepted.total(), logged.dropped.total()
     verdict.wrong += site.findings
     status = read_status(site, verdict)
-    destroyable = [record_id.decode() for _, content in site.damaged for record_id in _RECORD_ID.findall(content)]
+    destroyable = {record_id.decode() for _, content in site.damaged for record_id in _RECORD_ID.findall(content)}
     found: Counter[str] = Counter()
     open_calls: dict[str, str] = {}  # names in rows of calls that were not logged any more, with their kind
     for kind in KINDS:
         verdict.rows += read_rows(site, kind, logged, found, open_calls, verdict)
-    destroyed = set(destroyable)
     missing = [(name, record_id) for name, record_id in logged.ids.items() if not found[record_id]]
-    gone = {record_id for _, record_id in missing if record_id in destroyed}
-    verdict.lost = [f"{name} {record_id}" for name, record_id in missing if record_id not in destroyed]
+    gone = {record_id for _, record_id in missing if record_id in destroyable}
+    verdict.lost = [f"{name} {record_id}" for name, record_id in missing if record_id not in destroyable]
     verdict.doubled += [f"{record_id} is there {n} times" for record_id, n in found.items() if n > 1]
     compare(status, logged, Counter(open_calls.values()), site, verdict)
     # Only what was destroyed may be missing, and each of it has to be named in the account.

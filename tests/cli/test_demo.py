@@ -16,6 +16,7 @@ from ingest.pipeline.partitions import today
 from ingest.records import KINDS
 from tds_dagster.cli.demo import Demo
 from tds_dagster.cli.simulation import ROLES, work
+from tds_dagster.datasets.recipe import MODELS, SPLITS
 from tests.parts import csv_rows
 
 Tds = Callable[..., Result]
@@ -31,6 +32,11 @@ def test_the_demo_makes_seven_days_of_all_kinds_and_a_second_round_adds_to_them(
     assert first.start == (today() - timedelta(days=7)).isoformat()
     assert list(first.kinds) == list(KINDS)
     assert sum(made.rows for made in first.kinds.values()) == first.stored
+    assert list(first.datasets) == list(MODELS)
+    for built in first.datasets.values():
+        assert list(built.rows) == list(SPLITS)
+        assert built.rows["train"] > 100
+        assert (Path(built.path) / "README.md").is_file()
     for kind, made in first.kinds.items():
         assert made.days == 7
         assert made.rows > 100
@@ -46,7 +52,8 @@ def test_the_demo_makes_seven_days_of_all_kinds_and_a_second_round_adds_to_them(
     from dagster import DagsterInstance
 
     with DagsterInstance.from_config(str(settings.data_dir / "dagster")) as instance:
-        assert [run.is_success for run in instance.get_runs()] == [True, True]
+        # Of each round one for the days and one for the datasets.
+        assert [run.is_success for run in instance.get_runs()] == [True] * 4
 
 
 def test_a_demo_whose_days_have_no_partition_says_so(tds: Tds, monkeypatch: pytest.MonkeyPatch) -> None:

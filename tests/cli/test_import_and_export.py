@@ -102,6 +102,32 @@ def test_an_export_goes_where_it_was_asked_to_go_as_well(log: Path, tds: Tds, tm
     assert (tmp_path / "mine.jsonl").read_bytes() == Path(result.stdout.splitlines()[-1]).read_bytes()
 
 
+def test_what_is_selected_of_an_export_is_a_file_of_its_own(log: Path, tds: Tds, settings: Settings) -> None:
+    tds("import", log, *FORMAT, *SPREAD)
+    whole = exported(tds, "tasks", *DAYS)
+    good = exported(tds, "tasks", *DAYS, "--where", "feedback.reward >= 1", "--columns", "task_id,record_id")
+    assert good == [{name: task[name] for name in ("task_id", "record_id")} for task in whole[1::2]]
+    assert exported(tds, "tasks", *DAYS, "--limit", 2) == whole[:2]
+    result = tds("export", "tasks", *DAYS, "--sample", "50%", "--format", "parquet", "--redaction", "full", "--json")
+    told = msgspec.json.decode(result.stdout, type=Exported)
+    assert (Path(told.path).suffix, told.redaction, told.bytes) == (".parquet", "full", Path(told.path).stat().st_size)
+    store = TrainingDataStore(settings)
+    path = store.export_for_training("tasks", None, "2024-05-15", "2024-05-17", where="feedback.reward >= 1")
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == whole[1::2]
+    assert (settings.data_dir / "training" / "tasks_training.jsonl").read_bytes().count(b"\n") == 9
+
+
+def test_a_selection_of_nothing_exits_with_0_and_warns_and_one_that_is_none_with_2(log: Path, tds: Tds) -> None:
+    tds("import", log, *FORMAT, *SPREAD)
+    result = tds("export", "tasks", *DAYS, "--where", "status = 'nowhere'")
+    assert (result.exit_code, Path(result.stdout.splitlines()[-1]).read_bytes()) == (0, b"")
+    assert result.stderr.startswith("Warning: none of 9 tasks from 2024-05-15 to 2024-05-17 is selected")
+    for option, value in {"--where": "status", "--columns": "statu", "--sample": "x", "--format": "csv"}.items():
+        result = tds("export", "tasks", *DAYS, option, value)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert value in result.stderr
+
+
 def test_a_range_without_records_exits_with_0_and_warns(tds: Tds) -> None:
     result = tds("export", "workflows", "--start", "2024-05-15", "--end", "2024-05-16", "--json")
     assert result.exit_code == 0

@@ -193,6 +193,8 @@ def test_files_that_are_not_the_stores_are_named(tds: Tds, settings: Settings, s
     store_events(store, 3)
     store.sync.flush()
     tds("export", "events", *EXPORT)
+    for form in ("records", "jsonl.zst", "parquet"):
+        assert tds("export", "events", *EXPORT, "--limit", "1", "--format", form).exit_code == 0
     (settings.data_dir / "training" / "events" / "notes.txt").touch()
     (settings.data_dir / "mine").mkdir()
     state, found, advice = findings(tds, 0)["unknown files"]

@@ -39,6 +39,10 @@ def test_every_variable_reaches_its_field() -> None:
             "TDS_SYNAPSE_RETENTION": " 60 ",
             "TDS_GROUP_RETENTION": "120",
             "TDS_GROUP_IDLE": "5",
+            "TDS_REDACTION": "none",
+            "TDS_DATASET_REDACTION": "secrets",
+            "TDS_REDACTION_POLICY": "/etc/tds/policy.toml",
+            "TDS_REDACTION_KEY": "sixteen letters!",
             "TDS_DAGSTER_POSTGRES_URL": "postgresql://u@db/dagster",
             "TDS_FAILPOINT": "appended",
         }
@@ -58,6 +62,10 @@ def test_every_variable_reaches_its_field() -> None:
         synapse_retention=60,
         group_retention=120,
         group_idle=5,
+        redaction="none",
+        dataset_redaction="secrets",
+        redaction_policy=Path("/etc/tds/policy.toml"),
+        redaction_key="sixteen letters!",
         dagster_postgres_url="postgresql://u@db/dagster",
         failpoint="appended",
     )
@@ -109,6 +117,8 @@ def test_a_size_may_carry_a_unit(text: str, size: int) -> None:
         ("TDS_REDIS_URL", "localhost:6379", "redis:// or rediss:// or unix://"),
         ("TDS_DAGSTER_POSTGRES_URL", "mysql://db", "postgresql:// or postgres://"),
         ("TDS_DAGSTER_POSTGRES_URL", "db", "postgresql:// or postgres://"),
+        ("TDS_REDACTION", "all", "one of none, secrets, full"),
+        ("TDS_DATASET_REDACTION", "FULL", "one of none, secrets, full"),
         ("TDS_DATA_DIR", "~nobody-of-that-name/x", "a folder whose ~user exists"),
     ],
 )
@@ -148,14 +158,21 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
 
 
 def test_no_password_reaches_a_log_or_a_message() -> None:
-    settings = Settings(redis_url="redis://u:secret@h", dagster_postgres_url="postgresql://u:secret@h")
-    assert "secret" not in repr(settings)
+    settings = Settings(redis_url="redis://u:geheim@h", dagster_postgres_url="postgresql://u:geheim@h")
+    assert "geheim" not in repr(settings)
     assert "redis://***@h" in repr(settings)
     assert settings.redis_url_without_password == "redis://***@h"
     assert Settings().redis_url_without_password is None
     with pytest.raises(InvalidSetting) as caught:
-        read_settings({"TDS_REDIS_URL": "u:secret@h"})
-    assert "secret" not in str(caught.value)
+        read_settings({"TDS_REDIS_URL": "u:geheim@h"})
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_key_of_redaction_reaches_no_log_and_no_message_and_is_not_too_short() -> None:
+    assert "sixteen" not in repr(Settings(redaction_key="sixteen letters!"))
+    with pytest.raises(InvalidSetting, match=r"TDS_REDACTION_KEY \(8 characters\): expected 16 or more") as caught:
+        read_settings({"TDS_REDACTION_KEY": "geheim!!"})
+    assert "geheim" not in str(caught.value)
 
 
 def test_misspelt_variables_can_be_found() -> None:

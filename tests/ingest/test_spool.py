@@ -1,19 +1,23 @@
 """The spool: frames that survive the process, sequence numbers without gaps, and what a reader makes of damage."""
 
+import contextlib
 import logging
 import mmap
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import pytest
 
 from ingest import NotAccepted, Settings, TrainingDataStore
-from ingest.pipeline.spool import Spool, SpooledProducer, SpoolReader, read_counters
+from ingest.pipeline import spool as spool_module
+from ingest.pipeline.spool import Spool, SpooledProducer, SpoolReader, blank_written, read_counters
 from tests.parts import csv_rows
 
 SEGMENT = 4096
@@ -45,7 +49,7 @@ def test_records_come_back_in_order_whatever_the_batch_size(small: Settings, at_
 @pytest.mark.parametrize("over", [-1, 0, 1])
 def test_a_record_that_just_fits_a_segment_and_one_that_just_does_not_are_both_kept(small: Settings, over: int) -> None:
     spool = Spool(small, "events")
-    exact = SEGMENT - 16 - 1 - 8  # header, line feed, entry of the index
+    exact = SEGMENT - len(spool_module._head(1, "events")) - 1 - 12  # head, line feed, entry of the index
     lines: list[bytes] = [b"x" * (exact + over), b"y" * (exact + over), b"z"]
     assert all(spool.append(line) for line in lines)
     assert read_all(spool) == lines
@@ -146,6 +150,25 @@ def test_a_live_producers_unfinished_tail_is_waited_for(small: Settings) -> None
         assert batch.lines == [b"record 1"]
 
 
+@pytest.mark.parametrize("mark", [0, 100])
+def test_records_behind_the_mark_that_a_power_cut_left_uncounted_are_kept_until_they_are_written(
+    small: Settings, mark: int
+) -> None:
+    """An erasure may have blanked what the mark covers, and the page of the counts may never have been written."""
+    settings = msgspec.structs.replace(small, spool_segment_bytes=64 << 10)
+    spool = Spool(settings, "events")
+    lines: list[bytes] = [b"%03d" % n * 20 for n in range(110)]
+    assert all(spool.append(line) for line in lines[:100])
+    blank_written(settings.spool, "events", {spool.producer: mark})
+    assert all(spool.append(line) for line in lines[100:])
+    spool.close()
+    (spool.folder / "counters").write_bytes(bytes(32))
+    producer = SpooledProducer(spool.folder, mark)
+    assert not producer.release(mark), "asked before anything was read"
+    assert read_all(spool, mark=mark) == lines[mark:]
+    assert producer.release(110)
+
+
 def test_segments_are_deleted_when_the_mark_covers_them_and_the_last_one_when_the_producer_has_ended(
     small: Settings,
 ) -> None:
@@ -164,6 +187,34 @@ def test_segments_are_deleted_when_the_mark_covers_them_and_the_last_one_when_th
     assert len(list(spool.folder.glob("*.seg"))) == 1
     spool.close()
     assert producer.release(300)
+
+
+def test_segments_of_the_former_version_are_read_and_released(small: Settings) -> None:
+    """It had lines of JSON only, a head without a CSV header, and entries of end and running CRC."""
+    folder = small.spool / "events" / "former"
+    folder.mkdir(parents=True)
+    lines: list[bytes] = [b'{"n":%d}' % n for n in range(20)]
+    for first, part in ((1, lines[:10]), (11, lines[10:])):
+        text, index = struct.pack("@8sQ", b"TDSSPL02", first), b""
+        for line in part:
+            text += line + b"\n"
+            index = struct.pack("@II", len(text), crc32(text)) + index
+        (folder / f"{first:020d}.seg").write_bytes(text.ljust(SEGMENT - len(index), b"\0") + index)
+    (folder / "counters").write_bytes(struct.pack("@QQQQ", 20, 20, 0, 0))
+    for at_once in (3, 1000):
+        producer = SpooledProducer(folder, 0)
+        found = list[bytes]()
+        while batch := producer.read(at_once):
+            assert not any(batch.days)
+            found += batch.lines
+        assert found == lines
+    blank_written(small.spool, "events", {"former": 12})
+    producer = SpooledProducer(folder, 12)
+    batch = producer.read()
+    assert batch is not None
+    assert batch.lines == lines[12:]
+    assert lines[0] not in (folder / f"{1:020d}.seg").read_bytes()
+    assert producer.release(20)
 
 
 def test_a_record_over_the_limit_is_dropped_and_counted_even_where_a_segment_has_room(tmp_path: Path) -> None:
@@ -198,6 +249,23 @@ def test_a_full_spool_raises_if_asked_to_and_takes_records_again_when_there_is_r
     reader.producers[spool.producer].release(6)
     time.sleep(0.06)  # it looks for room 20 times a second
     assert spool.append(b"x" * 1100)
+
+
+def test_a_spool_of_which_all_is_written_takes_the_largest_record_whatever_it_keeps_to_use_again(
+    small: Settings,
+) -> None:
+    least = 2 * SEGMENT + small.max_record_bytes
+    spool = Spool(msgspec.structs.replace(small, spool_max_bytes=least, on_full="raise"), "events")
+    reader = SpoolReader(small.spool, "events")
+    assert all(spool.append(b"x" * 1100) for _ in range(6))
+    reader.refresh({})
+    reader.read(1000, 1 << 30)
+    reader.producers[spool.producer].release(6)
+    assert all(spool.append(b"x" * 1100) for _ in range(3))
+    reader.read(1000, 1 << 30)
+    reader.producers[spool.producer].release(9)
+    assert list(spool.folder.glob("*.spare"))
+    assert spool.append(b"y" * small.max_record_bytes)
 
 
 def test_a_full_spool_blocks_if_asked_to_until_there_is_room(small: Settings) -> None:
@@ -257,9 +325,9 @@ def test_an_exception_out_of_a_signal_handler_in_the_middle_of_a_call_costs_no_o
     segment_type: Any = type(spool._segment)
     real_append = segment_type.append
 
-    def interrupted(segment: object, line: bytes) -> None:
+    def interrupted(segment: object, line: bytes, day: int) -> None:
         if moment == "after the record":
-            real_append(segment, line)
+            real_append(segment, line, day)
         raise Interrupt
 
     with monkeypatch.context() as fault:
@@ -304,6 +372,7 @@ def test_signals_that_raise_all_the_time_lose_no_record_whose_id_was_given(small
                 interrupted += 1
             is_calling = False
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a handler under way would start the timer again
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
     found = read_all(spool)
@@ -436,10 +505,11 @@ def test_a_signal_handler_may_store_and_close_in_the_middle_of_a_call(tmp_path: 
     former = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0003)
     try:
-        deadline = time.monotonic() + 3
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        while time.monotonic() < began + 2 or (time.monotonic() < began + 30 and not (closed > 3 and interrupted)):
             ids.append(store.store_agent_event("from the loop"))
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a handler under way would start the timer again
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
     assert closed > 3
@@ -459,9 +529,9 @@ def test_a_close_that_is_interrupted_in_the_middle_of_a_call_leaves_no_other_cal
     segment_type: Any = type(spool._segment)
     real_append = segment_type.append
 
-    def closed_meanwhile(segment: object, line: bytes) -> bool:
+    def closed_meanwhile(segment: object, line: bytes, day: int) -> bool:
         spool._is_closed = True
-        return bool(real_append(segment, line))
+        return bool(real_append(segment, line, day))
 
     def interrupted(_: Spool) -> None:
         raise Interrupt
@@ -477,3 +547,59 @@ def test_a_close_that_is_interrupted_in_the_middle_of_a_call_leaves_no_other_cal
     assert not later.is_alive()
     assert spool.append(b"third") is None
     assert read_all(spool) == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("step", ["_wait_for_erasure", "_SegmentWriter"])
+@pytest.mark.parametrize("fault", [Interrupt(), OSError(24, "too many open files")])
+def test_a_call_that_is_cut_off_while_it_takes_a_spare_leaves_no_text_of_its_former_use(
+    small: Settings, monkeypatch: pytest.MonkeyPatch, step: str, fault: BaseException
+) -> None:
+    spool = _with_spares(small)
+
+    def cut_off(*_: object, **__: object) -> None:
+        assert [path.suffix for path in spool.folder.iterdir()].count(".new") == 1, "it has the spare"
+        raise fault
+
+    with monkeypatch.context() as cut:
+        cut.setattr(spool_module, step, cut_off)
+        with contextlib.suppress(Interrupt):
+            while spool.append(b"y" * 1000):
+                pass
+    assert not list(spool.folder.glob("*.new"))
+    assert spool.append(b"z" * 1000)
+
+
+def test_an_erasure_removes_what_a_killed_producer_had_just_taken_a_spare_for(small: Settings) -> None:
+    spool = _with_spares(small)
+    spool.close()
+    draft = spool.folder / f"{spool.counters.accepted + 1:020d}.new"
+    next(spool.folder.glob("*.spare")).rename(draft)
+    assert b"former" in draft.read_bytes()
+    blank_written(small.spool, "events", {spool.producer: spool.counters.accepted})
+    assert b"former" not in b"".join(path.read_bytes() for path in spool.folder.iterdir())
+
+
+def test_an_erasure_brings_the_zeros_of_a_reused_segment_to_the_disk_before_anything_is_written_in_it(
+    small: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = _with_spares(small)
+    written = spool.counters.accepted
+    while spool.counters.accepted < written + 5 and spool.append(b"y" * 1000):
+        pass
+    synced = list[int]()
+    monkeypatch.setattr(spool_module, "sync_data", synced.append)
+    blank_written(small.spool, "events", {spool.producer: written})
+    assert len(synced) >= len(list(spool.folder.glob("*.seg")))
+
+
+def _with_spares(settings: Settings) -> Spool:
+    """A spool that keeps what it has written to use it again."""
+    spool = Spool(settings, "events")
+    for _ in range(9):
+        spool.append(b"former" * 180)
+    reader = SpoolReader(settings.spool, "events")
+    reader.refresh({})
+    reader.read(1000, 1 << 30)
+    reader.producers[spool.producer].release(9)
+    assert list(spool.folder.glob("*.spare"))
+    return spool

@@ -11,7 +11,6 @@ import pytest
 
 from ingest import Settings
 from ingest.errors import DamagedFile
-from ingest.pipeline.dayfiles import DayFiles
 from ingest.pipeline.exactly_once import Writer
 from ingest.pipeline.ledger import Commit, Ledger, open_ledger
 from ingest.pipeline.partitions import DataPaths
@@ -380,7 +379,7 @@ def older(settings: Settings, day_file: Path) -> list[dict[str, object]]:
         file = ledger.file(DAY)
         assert file is not None
         status = day_file.stat()
-        old = msgspec.structs.replace(file, size=status.st_size, mtime_ns=status.st_mtime_ns)
+        old = msgspec.structs.replace(file, size=status.st_size, version="older", mtime_ns=status.st_mtime_ns)
         ledger.commit(Commit(files={DAY: old}))
     return rows
 
@@ -394,7 +393,7 @@ def test_an_open_day_of_an_older_version_is_rewritten_once_with_the_new_column(
     rows = csv_rows(settings, "events")
     assert rows[:2] == before
     assert rows[2]["metadata"] == {"new": 1}
-    assert not list(day_file.parent.glob("*.widened"))
+    assert not list(day_file.parent.glob("*.csv.*"))
 
 
 @pytest.mark.parametrize("moment", ["before the ledger", "before the rename"])
@@ -410,18 +409,18 @@ def test_killed_while_a_day_is_rewritten_it_is_rewritten_or_taken_over(
     writer = Writer(settings, EVENTS)
     with monkeypatch.context() as fault:
         if moment == "before the rename":
-            fault.setattr(DayFiles, "_put_widened_in_place", die)
+            fault.setattr("ingest.pipeline.dayfiles.put_rewritten_in_place", die)
         else:
             fault.setattr(writer.ledger, "commit", die)
         with pytest.raises(KeyboardInterrupt):
             writer.write([batch(line("b"), first=2)])
     writer.close()
-    assert list(day_file.parent.glob("*.widened"))
+    assert list(day_file.parent.glob("*.csv.*"))
     write(settings, line("b"), first=2)
     rows = csv_rows(settings, "events")
     assert rows[:-1] == before
     assert rows[-1]["event_type"] == "b"
-    assert not list(day_file.parent.glob("*.widened"))
+    assert not list(day_file.parent.glob("*.csv.*"))
 
 
 def test_a_day_file_of_a_newer_version_is_not_touched(settings: Settings, day_file: Path) -> None:

@@ -1,14 +1,32 @@
-"""A Dagster instance for each test that asks for one, and one whole platform for those that need it running."""
+"""A Dagster instance for each test that asks for one, one whole platform for those that need it running, a browser."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pytest
 
 from ingest import Settings, TrainingDataStore
 from tds_dagster.cli.up import prepare_home
+from tests.parts import PROJECT, skip_unless_required
 from tests.platform.dagster_parts import last_days, report_raw, run_days, store_day
 from tests.platform.tree_parts import Platform
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture
@@ -37,3 +55,41 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     platform.start()
     yield platform
     platform.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The system's browser; Playwright downloads none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        skip_unless_required("no Chromium: install Debian's chromium, as .ci/run does")
+        raise AssertionError
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator["Browser"]:
+    """A browser for the tests of a module. Playwright's event loop runs as long: not over a whole session."""
+    from playwright.sync_api import sync_playwright  # most tests here do without a browser
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: "Browser") -> Iterator["Page"]:
+    """A window with an empty profile."""
+    page = browser.new_page(viewport={"width": 1400, "height": 800})
+    page.set_default_timeout(30_000)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where screenshots go."""
+    folder = PROJECT / "docs" / "images" if request.config.getoption("--update-screenshots") else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

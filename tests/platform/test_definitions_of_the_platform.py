@@ -9,6 +9,7 @@ import dagster as dg
 from ingest import Settings, TrainingDataStore
 from ingest.records import KINDS
 from tds_dagster.cli.up import prepare_home
+from tds_dagster.datasets.recipe import MODELS
 from tds_dagster.definitions import defs
 from tests.parts import environment
 from tests.platform.dagster_parts import days_from, paths_of, store_day
@@ -54,7 +55,7 @@ def test_a_range_from_the_shell_needs_no_daemon_and_no_server(store: TrainingDat
 
 def test_every_kind_goes_from_raw_to_curated_to_exports_on_the_same_days() -> None:
     graph = defs.resolve_asset_graph()
-    assert len(graph.get_all_asset_keys()) == 3 * len(KINDS)
+    assert len(graph.get_all_asset_keys()) == 3 * len(KINDS) + len(MODELS)
     for kind in KINDS:
         raw, curated, exports = (graph.get(dg.AssetKey([group, kind])) for group in ("raw", "curated", "exports"))
         assert [node.group_name for node in (raw, curated, exports)] == ["raw", "curated", "exports"]

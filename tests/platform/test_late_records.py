@@ -32,6 +32,7 @@ class Automation:
         return {
             f"{item.key.to_user_string()} {day}"
             for item in result.results
+            if item.true_subset.is_partitioned  # the others are checks, which are asked for each morning
             for day in item.true_subset.expensively_compute_partition_keys()
         }
 

@@ -5,6 +5,7 @@ import pytest
 from ingest.errors import UnknownKind
 from ingest.pipeline.ledger import Reject
 from tds_dagster.curate import curate_day
+from tds_dagster.curate.raw import open_raw
 from tds_dagster.export import DayAccount, accounts, day_account, export_day, export_range, unbalanced_days
 from tests.stages.conftest import DAY, RawStore
 
@@ -118,3 +119,13 @@ def test_an_unknown_kind_has_no_account(raw_store: RawStore) -> None:
     for ask in (accounts, unbalanced_days):
         with pytest.raises(UnknownKind):
             ask(raw_store.paths, "spans")
+
+
+def test_what_is_committed_while_the_ledger_is_open_is_seen_when_it_is_asked_for(raw_store: RawStore) -> None:
+    raw_store.store("events", raw_store.record("events"))
+    with open_raw(raw_store.paths, "events") as raw_days:
+        for rows in (2, 3):
+            raw_store.store("events", raw_store.record("events"))
+            assert raw_days.day(DAY).rows == rows - 1
+            raw_days.refresh()
+            assert raw_days.day(DAY).rows == rows

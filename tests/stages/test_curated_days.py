@@ -13,7 +13,14 @@ from ingest.pipeline.ledger import Reject
 from ingest.pipeline.partitions import manifest_of
 from ingest.records import KINDS, kind_named
 from tds_dagster.curate import CuratedDay, curate_day, engine, raw, sql
+from tds_dagster.curate.engine import open_engine
+from tds_dagster.curate.raw import open_raw
+from tds_dagster.curate.survey import find_fine_days, stamp_of
+from tds_dagster.export import build_days
 from tests.stages.conftest import DAY, RawStore
+
+CHOSEN = {"target_kind", "source", "record_id"}
+REQUIRED = {"feedback": {"target_kind": "task", "target_id": "t", "name": "n"}}
 
 
 def table(built: CuratedDay) -> pa.Table:
@@ -278,3 +285,91 @@ def test_the_committed_size_is_taken_and_not_more(tmp_path: Path) -> None:
     assert raw.still_prefix(file, 7, scratch).read_bytes() == b"header\n"
     with pytest.raises(DamagedFile, match="ends at byte 11"):
         raw.still_prefix(file, 12, scratch)
+
+
+def test_many_small_days_are_the_same_bytes_built_together_or_one_by_one(tmp_path: Path, kind: str) -> None:
+    days = [f"2024-05-{day:02}" for day in range(1, 7)]
+    model = RawStore(tmp_path)
+    full = {name: "a" for name in KINDS[kind].types if KINDS[kind].types[name] in {"id", "text"} and name not in CHOSEN}
+    rows = {}
+    for number, day in enumerate(days):
+        given = {"timestamp": f"{day}T08:00:00.000000Z", **(full if number % 2 else {}), **REQUIRED.get(kind, {})}
+        rows[day] = [model.row(kind, model.record(kind, **given | {"record_id": f"{n}"})) for n in range(3)]
+    rows[days[4]].append(rows[days[4]][0])
+    together, alone = RawStore(tmp_path / "together"), RawStore(tmp_path / "alone")
+    for store in (together, alone):
+        for day in days:
+            store.commit(kind, rows[day], day=day)
+
+    with open_raw(together.paths, kind) as raw_days, open_engine(together.paths) as engine:
+        assert sorted(find_fine_days(raw_days, days, engine)) == [day for day in days if day != days[4]]
+    built = list(build_days(together.paths, kind, days, stages=("curated",)))
+
+    expected = [curate_day(alone.paths, kind, day) for day in days]
+    assert [curated.sha256 for _, curated, _, _ in built if curated is not None] == [each.sha256 for each in expected]
+
+
+def test_a_file_that_is_no_csv_takes_the_haste_from_its_neighbours_and_nothing_else(raw_store: RawStore) -> None:
+    days = [f"2024-05-{day:02}" for day in range(1, 4)]
+    for day in days:
+        raw_store.store("events", raw_store.record("events", timestamp=f"{day}T08:00:00.000000Z"), day=day)
+    raw_store.commit("events", [b'"not a row\n'], day=days[1])
+
+    built = list(build_days(raw_store.paths, "events", days, stages=("curated",)))
+
+    assert [(each.rows, each.quarantined) for _, each, _, _ in built if each is not None] == [(1, 0), (1, 1), (1, 0)]
+
+
+def test_of_small_days_those_are_fine_that_have_good_rows_alone(raw_store: RawStore) -> None:
+    days = [f"2024-05-{day:02}" for day in range(1, 8)]
+
+    def row(day: str, **fields: object) -> bytes:
+        return raw_store.row("events", raw_store.record("events", timestamp=f"{day}T08:00:00.000000Z", **fields))
+
+    same = row(days[2])
+    doubtful = row(days[1], payload="x").replace(b'"""x"""', b'"[1,]"')
+    for day, added in zip(days, [b"", doubtful, same, row(days[3], agent_id="a\nb"), b"", b"", b""], strict=True):
+        raw_store.commit("events", [same if day == days[2] else row(day), *([added] if added else [])], day=day)
+    raw_store.paths.training("events", days[4]).unlink()
+    with raw_store.paths.training("events", days[5]).open("ab") as uncommitted:
+        uncommitted.write(row(days[5]))
+
+    with open_raw(raw_store.paths, "events") as raw_days, open_engine(raw_store.paths) as engine:
+        assert find_fine_days(raw_days, days, engine).keys() == {days[0], days[6]}
+
+
+def test_a_day_that_changed_after_it_was_looked_at_is_looked_at_again(raw_store: RawStore) -> None:
+    raw_store.store("events", raw_store.record("events"))
+    stamp = stamp_of(raw_store.paths.training("events", DAY))
+    raw_store.commit("events", [b"not a row\n"])
+
+    built = curate_day(raw_store.paths, "events", DAY, fine=stamp)
+
+    assert (built.rows, built.quarantined) == (1, 1)
+
+
+def test_json_that_only_lenient_readers_take_is_found_wherever_it_stands(raw_store: RawStore) -> None:
+    lenient = [
+        "NaN",
+        " -inf ",
+        "[nan]",
+        "[ +Infinity, 1]",
+        "[1, nan]",
+        '{"a":NaN}',
+        '{"a" : -INF }',
+        "[1,]",
+        '{"a":1 , }',
+    ]
+    good = ['"a, nan, b"', '["x:nan,", "[inf]"]', '",]"', "[1]"]
+    row = raw_store.row("events", raw_store.record("events", payload="x"))
+    raw_store.commit(
+        "events",
+        [
+            row.replace(b'"""x"""', b'"' + cell.replace('"', '""').encode() + b'"')
+            for cell in [*lenient, *good]
+        ],
+    )  # fmt: skip
+
+    built = curate_day(raw_store.paths, "events", DAY)
+
+    assert (built.quarantined, built.rows + built.duplicates) == (len(lenient), len(good))
