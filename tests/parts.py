@@ -124,7 +124,10 @@ def csv_rows(settings: Settings, kind: str) -> list[dict[str, object]]:
     """All rows of a kind's day files, day by day, without nulls."""
     rows = []
     for path in sorted((settings.data_dir / "training" / kind).glob("*.csv")):
-        header, *lines = path.read_bytes().decode().removesuffix("\n").split("\n")
+        content = path.read_bytes()
+        if not content:
+            continue  # a writer has just made it; the header comes with the first rows
+        header, *lines = content.decode().removesuffix("\n").split("\n")
         assert header + "\n" == KINDS[kind].header.decode()
         rows += [KINDS[kind].read_row(line) for line in lines]
     return rows
