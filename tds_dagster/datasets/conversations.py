@@ -127,12 +127,13 @@ def history(turns: Sequence[Turn], place: int, window: int) -> list[Message]:
 
     A call stays together with its answers. One that had no answer by then is left out, and so is an answer whose call
     is cut off. If all messages of the user are cut off, the last of them takes the place of the oldest that is left: it
-    is what the agent works on, and some chat templates refuse a conversation without one.
+    is what the agent works on, and some chat templates refuse a conversation without one. System messages at the end
+    come before the last other turn: a template goes on only behind a user, an assistant or a tool.
     Ids of calls are counted from `call00000`: nine letters and digits, which every template takes.
     """
     opening = next((n for n, turn in enumerate(turns[:place]) if turn.role != "system"), place)
     messages: list[Message] = [{"role": "system", "content": turn.content} for turn in turns[:opening] if turn.content]
-    for turn, calls in _last_turns(turns, opening, place, window):
+    for turn, calls in _ending_with_no_system_message(list(_last_turns(turns, opening, place, window))):
         messages += _messages(turns, turn, calls, _count_calls(messages))
     return messages
 
@@ -158,6 +159,13 @@ def _last_turns(
         if asked is not None:
             kept.appendleft((asked, []))
     return kept
+
+
+def _ending_with_no_system_message(
+    kept: list[tuple[Turn, Sequence[LoggedCall]]],
+) -> Sequence[tuple[Turn, Sequence[LoggedCall]]]:
+    last = next((n for n in reversed(range(len(kept))) if kept[n][0].role != "system"), None)
+    return kept if last is None else [*kept[:last], *kept[last + 1 :], kept[last]]
 
 
 def corrected_calls(corrected: str) -> list[LoggedCall]:

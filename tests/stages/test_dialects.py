@@ -169,6 +169,12 @@ def test_what_the_user_asked_for_last_is_never_cut_off() -> None:
     ]  # fmt: skip
 
 
+def test_a_system_message_right_before_a_call_comes_before_what_was_said_ahead_of_it() -> None:
+    asked = [{"role": "user", "content": "Do it."}, {"role": "system", "content": "Be quick."}]
+    (row,) = rows_of(chat(*asked, {"role": "assistant", "content": None, "tool_calls": [call("step")]}))
+    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+
+
 @pytest.mark.parametrize("rule", OPENAI_RULES, ids=lambda rule: rule.__name__)
 def test_openai_examples_follow_the_published_rule(rule: Rule) -> None:
     assert [list(rule(json.loads(json.dumps(openai_row(row))))) for row in rows_of(HARD)] == [[]] * 4
