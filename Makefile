@@ -21,8 +21,8 @@ install: $(VENV)/.installed ## make .venv and fill it from requirements/dev.txt;
 demo: install ## agents at work for seven days, through to JSONL exports; ends with a table of what was made
 	@$(BIN)/tds demo $(ARGS)
 
-test: install ## run the tests
-	@$(BIN)/pytest $(ARGS)
+test: install ## run the tests, a file a process, on up to four cores; ARGS="-k spool -x" picks some
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 interop: $(INTEROP)/.installed ## check the dialects with TRL's and OpenAI's own packages, in .venv-interop: a gigabyte
 	@$(INTEROP)/bin/python -m pytest tests/interop --timeout 600 $(ARGS)

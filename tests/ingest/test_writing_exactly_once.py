@@ -127,6 +127,7 @@ def test_a_foreign_producers_time_in_another_form_makes_no_file_and_no_row(setti
         (b'{"record_id":"r","timestamp":"2026-01-02T03:04:05.000000Z","event_type":"x","payload":' + b"[" * 2000, ""),
         (None, "lost"),
     ],
+    ids=["no JSON", "no id", "no time", "no such month", "no text", "no UTF-8", "too deep", "a tombstone"],
 )
 def test_a_bad_line_goes_to_quarantine_with_its_reason_and_the_good_ones_are_written(
     settings: Settings, bad: bytes | None, reason: str

@@ -70,8 +70,9 @@ def chromium() -> str:
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator["Browser"]:
     """A browser for the tests of a module. Playwright's event loop runs as long: not over a whole session."""
-    from playwright.sync_api import sync_playwright  # most tests here do without a browser
+    from playwright.sync_api import expect, sync_playwright  # most tests here do without a browser
 
+    expect.set_options(timeout=30_000)  # milliseconds: another test file may have the other core
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
