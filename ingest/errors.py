@@ -9,6 +9,7 @@
     ├── InvalidPredicate       a condition on records that is none, or that does more than judge them
     ├── InvalidSelection       columns, a sample or a format of an export that cannot be had
     ├── InvalidRecipe          a dataset's recipe that cannot be followed
+    ├── InvalidTrainingPolicy  a policy of training holds a value that cannot be used
     ├── InvalidLog             a log given to an import is not in the format that it was said to be in
     ├── MissingExtra           a package of an extra is asked for and not installed
     ├── NotAccepted            TDS_ON_FULL=raise and the spool cannot take the record
@@ -17,6 +18,9 @@
     ├── PlatformUnavailable    `tds up` cannot start: port or folder taken, or Dagster's storage does not answer
     ├── SynapseUnavailable     Redis does not answer; trying again can help
     ├── SourceMissing          an artifact is asked for before the stage ahead of it was built
+    ├── ModelMissing           a model is asked for before one was trained or promoted
+    ├── TrainingFailed         a trainer ended badly, or what it made cannot be used
+    ├── AlertFailed            a webhook did not take an alert
     ├── SplitLeak              two splits of a dataset share what only one of them may have
     ├── UnknownArtifact        a path that is none of the files this project writes or reads
     ├── UnknownRun             a session or task that no record names
@@ -66,6 +70,10 @@ class InvalidRecipe(TdsError, ValueError):
     """A dataset's recipe that cannot be followed: a wrong value, or one that leaves a split without rows."""
 
 
+class InvalidTrainingPolicy(TdsError, ValueError):
+    """A policy of training holds a value that cannot be used: names the file, the field, its value, what it may be."""
+
+
 class InvalidLog(TdsError, ValueError):
     """A log given to an import is not in the format that it was said to be in."""
 
@@ -104,6 +112,18 @@ class SynapseUnavailable(TdsError, ConnectionError):
 
 class SourceMissing(TdsError, FileNotFoundError):
     """An artifact was asked for before the stage ahead of it was built."""
+
+
+class ModelMissing(TdsError):
+    """A model is asked for before one was trained or promoted."""
+
+
+class TrainingFailed(TdsError):
+    """A trainer ended badly, or what it made cannot be used; nothing was put in place."""
+
+
+class AlertFailed(TdsError):
+    """A webhook did not take an alert, also when it was tried again."""
 
 
 class SplitLeak(TdsError):

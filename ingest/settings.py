@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -14,12 +15,14 @@ from ingest.errors import InvalidSetting
 SpoolSync = Literal["off", "interval", "always"]
 OnFull = Literal["drop", "raise", "block"]
 RedactionLevel = Literal["none", "secrets", "full"]
+AlertFormat = Literal["json", "slack"]
 
 _SIZE = re.compile(r"([0-9]{1,15})\s*(|[kmg]i?b?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _PASSWORD_PARAMETER = re.compile(r"(password=)[^&\s]*", re.IGNORECASE)
 _LARGEST_RECORD = 256 << 20  # Redis takes 512 MiB in a value, and a row may be twice its record's length
+_SECRETS = ("redaction_key", "alert_url")  # who knows a webhook's address may post there
 SHORTEST_KEY = 16  # characters of the key of redaction
 
 
@@ -69,6 +72,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Secret from which tokens for redacted values are made, 16 characters or more: the same key, the same tokens.
     # Unset: state/redaction.key in the data folder, made once.
     redaction_key: str | None = None
+    # The command that trains a model, run with the dataset's folder and an output folder (docs/training.md). Unset: ours.
+    trainer: str | None = None
+    # When training starts and what is promoted, a TOML file; unset: the conditions in docs/retraining.md.
+    training_policy: Path | None = None
+    # How many versions of a dataset, and of a model, are kept; what a champion was made from always is.
+    keep_versions: int = 10
+    # Where failed runs and checks are posted to, an https:// or http:// address; unset: nowhere.
+    alert_url: str | None = None
+    # What is posted: json (our own fields) or slack (Slack's incoming webhooks, and what understands them).
+    alert_format: AlertFormat = "json"
+    # Where the Dagster UI is seen, for links in alerts.
+    ui_url: str = "http://127.0.0.1:3000"
+    # How long Dagster keeps what runs did, in days; the days' versions stay.
+    keep_runs_days: int = 30
     # Dagster's storage; unset: SQLite under the data folder.
     dagster_postgres_url: str | None = None
     # For tests: kill this process at the named step of the write path.
@@ -87,7 +104,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         """Show every setting, addresses without their password, so that it may stand in a log."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
-        values["redaction_key"] = None if self.redaction_key is None else "***"
+        for name in _SECRETS:
+            values[name] = None if values[name] is None else "***"
         shown = {name: without_password(v) if isinstance(v, str) else v for name, v in values.items()}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
@@ -163,6 +181,16 @@ def _folder(name: str, text: str) -> Path:
         raise _invalid(name, text, "a folder whose ~user exists") from err
 
 
+def _command(name: str, text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError as err:
+        raise _invalid(name, text, f"a command as a shell reads it ({err})") from err
+    if not words:
+        raise _invalid(name, text, "a command such as 'python my_trainer.py'")
+    return text
+
+
 def _secret(name: str, text: str) -> str:
     if len(text) < SHORTEST_KEY:
         variable = _variable(name)
@@ -228,11 +256,14 @@ _CHOICES = {
     "spool_sync": SpoolSync,
     "on_full": OnFull,
     "redaction": RedactionLevel,
+    "alert_format": AlertFormat,
     "dataset_redaction": RedactionLevel,
 }
 _SCHEMES = {
     "redis_url": ("redis", "rediss", "unix"),
     "dagster_postgres_url": ("postgresql", "postgres"),
+    "alert_url": ("https", "http"),
+    "ui_url": ("https", "http"),
 }
 _PARSERS: dict[str, Callable[[str, str], object]] = {
     "dir": _folder,
@@ -250,6 +281,11 @@ _PARSERS: dict[str, Callable[[str, str], object]] = {
     "redaction": _choice,
     "dataset_redaction": _choice,
     "redaction_policy": _folder,
+    "trainer": _command,
+    "training_policy": _folder,
+    "keep_versions": _positive_number,
+    "alert_format": _choice,
+    "keep_runs_days": _positive_number,
     "redaction_key": _secret,
 }
 

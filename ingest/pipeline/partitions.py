@@ -67,6 +67,14 @@ class DataPaths(msgspec.Struct, frozen=True):
         """One version of a dataset: a folder that is written whole and never changed."""
         return self.datasets(model) / version
 
+    def models(self, model: str) -> Path:
+        """All versions of one model, a folder each, `latest.json` with the last one trained, and `champion`."""
+        return self.root / "models" / model
+
+    def model(self, model: str, version: str) -> Path:
+        """One version of a model: a folder that is written whole and never changed, but for `tainted.json`."""
+        return self.models(model) / version
+
     def selected_export(self, kind: str, start: str, end: str, digest: str, suffix: str) -> Path:
         """What was selected of a range; `digest` is the selection's, `suffix` the format's."""
         return self.range_export(kind, start, end).with_name(f"{kind}_training_{start}_{end}_{digest}.{suffix}")
