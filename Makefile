@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INTEROP := .venv-interop
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-SOURCES := ingest tds_dagster tests benchmarks
+SOURCES := ingest tds_dagster tests benchmarks examples
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test interop chaos check format docs lock bench clean

@@ -17,6 +17,7 @@
     ├── WriterBusy             another process writes this kind already
     ├── PlatformUnavailable    `tds up` cannot start: port or folder taken, or Dagster's storage does not answer
     ├── SynapseUnavailable     Redis does not answer; trying again can help
+    ├── DatabaseUnavailable    the database of conversations does not answer; trying again can help
     ├── SourceMissing          an artifact is asked for before the stage ahead of it was built
     ├── ModelMissing           a model is asked for before one was trained or promoted
     ├── TrainingFailed         a trainer ended badly, or what it made cannot be used
@@ -108,6 +109,10 @@ class PlatformUnavailable(TdsError):
 
 class SynapseUnavailable(TdsError, ConnectionError):
     """Redis does not answer; trying again can help."""
+
+
+class DatabaseUnavailable(TdsError):
+    """The database of conversations does not answer, or does not take them; trying again can help."""
 
 
 class SourceMissing(TdsError, FileNotFoundError):

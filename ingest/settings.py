@@ -19,6 +19,7 @@ AlertFormat = Literal["json", "slack"]
 
 _SIZE = re.compile(r"([0-9]{1,15})\s*(|[kmg]i?b?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _PASSWORD_PARAMETER = re.compile(r"(password=)[^&\s]*", re.IGNORECASE)
 _LARGEST_RECORD = 256 << 20  # Redis takes 512 MiB in a value, and a row may be twice its record's length
@@ -72,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Secret from which tokens for redacted values are made, 16 characters or more: the same key, the same tokens.
     # Unset: state/redaction.key in the data folder, made once.
     redaction_key: str | None = None
-    # The command that trains a model, run with the dataset's folder and an output folder (docs/training.md). Unset: ours.
+    # The command that trains a model, given the dataset's folder and an output folder; unset: ours (docs/training.md).
     trainer: str | None = None
     # When training starts and what is promoted, a TOML file; unset: the conditions in docs/retraining.md.
     training_policy: Path | None = None
@@ -86,6 +87,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ui_url: str = "http://127.0.0.1:3000"
     # How long Dagster keeps what runs did, in days; the days' versions stay.
     keep_runs_days: int = 30
+    # Conversations, such as postgresql://user:password@host/database; unset: SQLite in the data folder.
+    postgres_url: str | None = None
+    # The schema of the table of conversations; unset: the first of the server's search_path. SQLite has none.
+    postgres_schema: str | None = None
+    # Whether each message of a conversation is also stored as an event, so that it can become training data.
+    stream_messages: bool = False
+    # The folder of agents' configs and prompts (docs/agents.md).
+    config_dir: Path = Path("configs")
     # Dagster's storage; unset: SQLite under the data folder.
     dagster_postgres_url: str | None = None
     # For tests: kill this process at the named step of the write path.
@@ -181,6 +190,11 @@ def _folder(name: str, text: str) -> Path:
         raise _invalid(name, text, "a folder whose ~user exists") from err
 
 
+def _relative_folder(name: str, text: str) -> Path:
+    """A folder that lies where the program runs, unless it is absolute: what is in it is read when that begins."""
+    return Path(text) if not text.startswith("~") else _folder(name, text)
+
+
 def _command(name: str, text: str) -> str:
     try:
         words = shlex.split(text)
@@ -238,6 +252,19 @@ def _date(name: str, text: str) -> date:
     return day
 
 
+def _flag(name: str, text: str) -> bool:
+    word = text.lower()
+    if word not in _FLAGS:
+        raise _invalid(name, text, f"one of {', '.join(_FLAGS)}")
+    return _FLAGS[word]
+
+
+def _identifier(name: str, text: str) -> str:
+    if _IDENTIFIER.fullmatch(text) is None:
+        raise _invalid(name, text, "a name of letters, digits and _ that begins with no digit, 63 at most")
+    return text
+
+
 def _choice(name: str, text: str) -> str:
     choices = get_args(_CHOICES[name])
     if text not in choices:
@@ -259,7 +286,9 @@ _CHOICES = {
     "alert_format": AlertFormat,
     "dataset_redaction": RedactionLevel,
 }
+_FLAGS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 _SCHEMES = {
+    "postgres_url": ("postgresql", "postgres"),
     "redis_url": ("redis", "rediss", "unix"),
     "dagster_postgres_url": ("postgresql", "postgres"),
     "alert_url": ("https", "http"),
@@ -287,6 +316,9 @@ _PARSERS: dict[str, Callable[[str, str], object]] = {
     "alert_format": _choice,
     "keep_runs_days": _positive_number,
     "redaction_key": _secret,
+    "postgres_schema": _identifier,
+    "stream_messages": _flag,
+    "config_dir": _relative_folder,
 }
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
 
+    from tds_dagster.training.champion import Champion
+
 _CALLS = [name for name in vars(Calls) if name.startswith("store_")]
 _FLUSH_POLL_S = 0.01
 _EXIT_FLUSH_S = 5.0  # at interpreter exit; what is not written by then stays in the spool for the next process
@@ -308,6 +310,18 @@ class TrainingDataStore(Calls):
         from ingest.pipeline.subscription import follow  # with Redis it needs redis-py
 
         return follow(self.settings, data_type, after, group)
+
+    def load_champion(self, model: str) -> "Champion":
+        """Load the model in use, to ask it: `store.load_champion("tool_selection").predict([{"messages": […]}])`.
+
+        `model` is event_prediction, task_completion, tool_selection or workflow_orchestration. The answer to each
+        question has `prediction` and `score`; docs/models.md says what a question is. It stays the version that it
+        was, also when another is promoted: load it again. Needs the extra `platform`. Raises ModelMissing if none was
+        promoted yet, MissingExtra.
+        """
+        with _platform_extra():
+            from tds_dagster.training.champion import load_champion
+        return load_champion(self.settings, model)
 
 
 _process_store: TrainingDataStore | None = None

@@ -10,6 +10,7 @@ import dagster as dg
 import msgspec
 from pydantic import Field
 
+from ingest.pipeline.partitions import DataPaths
 from ingest.records import KINDS
 from ingest.settings import Settings
 from tds_dagster.assets.raw import OWNERS
@@ -18,6 +19,7 @@ from tds_dagster.datasets.manifest import Dataset
 from tds_dagster.datasets.recipe import MODELS, Model, Recipe, read_recipe
 from tds_dagster.export.features import Feature, type_text
 from tds_dagster.export.plot import classes_plot, splits_plot
+from tds_dagster.training.pruning import prune_datasets
 
 _DEFAULTS = Recipe(model=MODELS[0])
 
@@ -91,6 +93,7 @@ def dataset_asset(model: Model) -> dg.AssetsDefinition:
         built = build_dataset(settings, read_recipe(model, config.model_dump()))
         for warning in built.warnings:
             context.log.warning(warning)
+        prune_datasets(DataPaths(settings.data_dir), model, settings.keep_versions)
         return dg.MaterializeResult(data_version=dg.DataVersion(built.version), metadata=_metadata(built))
 
     return dataset

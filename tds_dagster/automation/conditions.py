@@ -12,9 +12,12 @@ def when_its_source_changed() -> Condition:
     tick; `since` keeps it until the day is asked for, so that a change during a run is not lost. A day that was
     reported before the first evaluation, or was never built while its source is there, has no change to see: the
     two terms with `missing` stand for it. A day whose run failed is asked for again every half hour: its change was
-    seen and asked for, and nothing else would bring it back.
+    seen and asked for, and nothing else would bring it back. A stage that was built in the same run as the one before
+    it is not asked for again: each night's schedule would cost a second run a kind.
     """
-    changed = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
+    changed = dg.AutomationCondition.any_deps_match(
+        dg.AutomationCondition.data_version_changed() & ~dg.AutomationCondition.executed_with_root_target()
+    )
     buildable = dg.AutomationCondition.missing() & ~dg.AutomationCondition.any_deps_missing()
     at_first_sight = dg.AutomationCondition.initial_evaluation() & buildable
     half_hour: Condition = dg.AutomationCondition.cron_tick_passed("*/30 * * * *")

@@ -19,6 +19,7 @@ from ingest.errors import (
     UnknownKind,
 )
 from tds_dagster.cli import (
+    alert,
     dataset,
     demo,
     diff,
@@ -27,11 +28,15 @@ from tds_dagster.cli import (
     export,
     import_log,
     inspect,
+    lineage,
+    predict,
     serve,
     show,
     status,
     tail,
+    train,
     verify,
+    where,
     writer,
 )
 
@@ -129,12 +134,18 @@ _register("import", import_log.import_file, import_log.EXAMPLE)
 _register("export", export.export_kind, export.EXAMPLE)
 _register("inspect", inspect.inspect_artifact, inspect.EXAMPLE)
 _register("dataset", dataset.build_model_dataset, dataset.EXAMPLE)
+_register("train", train.train, train.EXAMPLE)
+_register("predict", predict.predict, predict.EXAMPLE)
+_register("rollback", train.rollback, train.ROLLBACK_EXAMPLE)
+_register("lineage", lineage.show_lineage, lineage.EXAMPLE)
 _register("diff", diff.show_difference, diff.EXAMPLE)
 _register("verify", verify.verify_files, verify.EXAMPLE)
 _register("show", show.show_run, show.EXAMPLE)
 _register("erase", erase.erase_records, erase.EXAMPLE)
+_register("where", where.show_place, where.EXAMPLE)
 _register("status", status.show_status, status.EXAMPLE)
 _register("doctor", doctor.show_checks, doctor.EXAMPLE)
+_register("alert", alert.post_alert, alert.EXAMPLE)
 _register("tail", tail.follow_kind, tail.EXAMPLE)
 _register("writer", writer.write_kinds, writer.EXAMPLE)
 

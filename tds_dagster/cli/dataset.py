@@ -112,12 +112,15 @@ def build_model_dataset(
     fields = {} if recipe is None else read_recipe_file(recipe, model)
     asked = read_recipe(model, fields | {name: value for name, value in options.items() if value is not None})
     settings = read_settings()
+    from ingest.pipeline.partitions import DataPaths
     from ingest.records import KINDS
     from tds_dagster.datasets.build import build_dataset
+    from tds_dagster.training.pruning import prune_datasets
 
     write_leftovers(settings, KINDS)
     with progress() as advance:
         built = build_dataset(settings, asked, progress=advance)
+    prune_datasets(DataPaths(settings.data_dir), model, settings.keep_versions)
     for warning in built.warnings:
         print_warning(warning)
     result = BuiltDataset(

@@ -8,11 +8,7 @@ that were built before are not built again, unless a file of that folder is not 
 """
 
 import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -21,18 +17,20 @@ import msgspec
 
 import ingest.records
 from ingest.errors import InvalidRecipe, RedactionLeak, SourceMissing, Unbalanced
-from ingest.pipeline.partitions import (
-    PRIVATE_FILE,
-    PRIVATE_FOLDER,
-    DataPaths,
-    make_folder,
-    replacing,
-    sync_folder,
-)
+from ingest.pipeline.partitions import DataPaths, make_folder, replacing
 from ingest.records import SCHEMA_VERSION
 from ingest.redaction.redactor import open_redactor
 from ingest.settings import Settings
 from tds_dagster.curate.artifacts import code_version_of, locked
+from tds_dagster.curate.folders import (
+    FolderFile,
+    begun_folder,
+    described_file,
+    described_files,
+    put_in_place,
+    remove_unfinished,
+    synced_file,
+)
 from tds_dagster.datasets.examples import Example, ExtraFile
 from tds_dagster.datasets.manifest import (
     CARD,
@@ -41,7 +39,6 @@ from tds_dagster.datasets.manifest import (
     MANIFEST,
     ROWS,
     Dataset,
-    DatasetFile,
     Duplicates,
     SourceDay,
     SplitFile,
@@ -54,7 +51,6 @@ from tds_dagster.datasets.splits import Assigned, assign_splits, placed_rows, ro
 from tds_dagster.export import Shard, card, croissant, features, plot
 from tds_dagster.export.features import Features
 
-_UNFINISHED = ".building-"
 _CHECKED_AT_A_TIME = 1 << 20  # bytes of whole lines that the leak check gets
 _VERSION_DIGITS = 12
 _MOST_NAMED = 5  # classes that a warning names
@@ -111,7 +107,7 @@ def build_dataset(settings: Settings, recipe: Recipe, *, progress: Progress | No
     home = paths.datasets(recipe.model)
     make_folder(home)
     with locked(paths, f"dataset_{recipe.model}"):
-        _remove_unfinished(home)
+        remove_unfinished(home)
         inputs = _inputs(recipe, redactor.version, shards)
         built = _built_before(home, inputs)
         if built is None:
@@ -154,7 +150,7 @@ def is_whole(dataset: Dataset) -> bool:
     found = {str(path.relative_to(dataset.folder)) for path in dataset.folder.rglob("*") if path.is_file()}
     if found != {MANIFEST, *(file.path for file in dataset.files)}:
         return False
-    return all(_described(dataset.folder, file.path) == file for file in dataset.files)
+    return all(described_file(dataset.folder, file.path) == file for file in dataset.files)
 
 
 def _say_nothing(_what: str, _done: int, _total: int) -> None:
@@ -180,12 +176,6 @@ def _built_before(home: Path, inputs: str) -> Dataset | None:
     return None
 
 
-def _remove_unfinished(home: Path) -> None:
-    """Remove what killed builds left; the caller holds the model's lock."""
-    for folder in home.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(folder)
-
-
 class _Build:
     """One version on its way."""
 
@@ -194,16 +184,13 @@ class _Build:
     ) -> None:
         self.sources, self.recipe, self.model, self.home = sources, recipe, model, home
         self.inputs, self.report = inputs, report
-        self.folder = home / f"{_UNFINISHED}{uuid.uuid4().hex}"
+        self.folder = home  # until it runs
 
     def run(self) -> Dataset:
-        self.folder.mkdir(mode=PRIVATE_FOLDER)
-        try:
+        with begun_folder(self.home) as self.folder:
             dataset = self._write()
             target = self.home / dataset.version
-            _put_in_place(self.folder, target)
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            put_in_place(self.folder, target)
         return msgspec.structs.replace(dataset, path=target)
 
     def _write(self) -> Dataset:
@@ -264,12 +251,12 @@ class _Build:
         return [f"ids in include or exclude that no record of {kind} in the range has: {_named(shown)}"]
 
     def _write_splits(self, rows: Path) -> dict[str, SplitFile]:
-        with row_reader(rows) as read, _synced(self.folder / ROWS) as entries:
+        with row_reader(rows) as read, synced_file(self.folder / ROWS) as entries:
             return {split: self._write_split(split, read, entries) for split in SPLITS}
 
     def _write_split(self, split: Split, read: Callable[..., bytes], entries: BinaryIO) -> SplitFile:
         digest, size, line = hashlib.sha256(), 0, 0
-        with _synced(self.folder / f"{split}.jsonl") as out:
+        with synced_file(self.folder / f"{split}.jsonl") as out:
             for line, placed in enumerate(placed_rows(self.sources.connection, split), 1):
                 row = read(placed) + b"\n"
                 out.write(row)
@@ -304,9 +291,8 @@ class _Build:
         said = msgspec.json.encode([self.recipe, content], order="sorted")
         return hashlib.sha256(said).hexdigest()[:_VERSION_DIGITS]
 
-    def _files(self) -> list[DatasetFile]:
-        paths = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
-        return [_described(self.folder, path) for path in paths]
+    def _files(self) -> list[FolderFile]:
+        return described_files(self.folder, but=MANIFEST)
 
     def _manifest(
         self,
@@ -385,7 +371,7 @@ class _Build:
         self._write_file(CROISSANT, msgspec.json.format(msgspec.json.encode(described_so), indent=2) + b"\n")
 
     def _write_file(self, name: str, content: bytes) -> None:
-        with _synced(self.folder / name) as out:
+        with synced_file(self.folder / name) as out:
             out.write(content)
 
     def _check_files(self, paths: Iterable[Path]) -> None:
@@ -477,12 +463,6 @@ def _named(labels: Sequence[str]) -> str:
     return ", ".join(labels[:_MOST_NAMED]) + more
 
 
-def _described(folder: Path, name: str) -> DatasetFile:
-    with (folder / name).open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-        return DatasetFile(path=name, bytes=os.fstat(content.fileno()).st_size, sha256=digest)
-
-
 def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
     """A file in pieces of whole lines, each with the offset at which it begins."""
     offset = 0
@@ -491,24 +471,3 @@ def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
             piece = b"".join(lines)
             yield offset, piece
             offset += len(piece)
-
-
-@contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    """A new private file that is on the disk when the `with` ends."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
-    with os.fdopen(descriptor, "wb") as out:
-        yield out
-        out.flush()
-        os.fsync(descriptor)
-
-
-def _put_in_place(folder: Path, target: Path) -> None:
-    """Rename the folder to its version. A folder of that version that is there was damaged, and goes."""
-    for each in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        sync_folder(each)
-    if target.exists():
-        target.rename(folder.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}"))  # out of the way at once; removed below
-    folder.rename(target)
-    sync_folder(target.parent)
-    _remove_unfinished(target.parent)

@@ -12,6 +12,7 @@ import msgspec
 
 from ingest.errors import DamagedFile, SourceMissing
 from ingest.pipeline.partitions import DataPaths
+from tds_dagster.curate.folders import FolderFile
 from tds_dagster.curate.seal import find_flaw, seal
 from tds_dagster.curate.sql import glob_escaped
 from tds_dagster.datasets.recipe import MODELS, Recipe
@@ -35,14 +36,6 @@ class SourceDay(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     day: str
     rows: int
-    bytes: int
-    sha256: str
-
-
-class DatasetFile(msgspec.Struct, frozen=True, kw_only=True):
-    """Any file of the folder but the manifest."""
-
-    path: str  # relative to the folder, with `/`
     bytes: int
     sha256: str
 
@@ -77,7 +70,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     schema_version: int
     code_version: str
     inputs: str  # hex SHA-256 over recipe, sources and code: the same inputs are not built again
-    files: list[DatasetFile]  # all of them, in order of their path
+    files: list[FolderFile]  # all of them, in order of their path
     facts: dict[str, str] = {}  # what the model's module has to say
     # Not in the manifest.
     path: Path | None = None  # the folder

@@ -7,7 +7,6 @@ knows both. A curated day or shard that was built of the rewritten day already s
 import fcntl
 import hashlib
 import shutil
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from ingest.settings import RedactionLevel, Settings
 from tds_dagster.curate.artifacts import drop_manifest, locked, read_manifest
 from tds_dagster.curate.day import current_curated
 from tds_dagster.curate.engine import open_engine
+from tds_dagster.curate.folders import remove_finished
 from tds_dagster.curate.raw import open_raw
 from tds_dagster.datasets.build import build_dataset
 from tds_dagster.datasets.manifest import LATEST, SourceDay, latest_version, read_dataset
@@ -238,9 +238,7 @@ def _purge_datasets(paths: DataPaths, journal: Journal, model: str, affected: di
             journal.note(DatasetToBuild(model, folder.name, recipe), *changes)
         if latest == folder.name:
             (home / LATEST).unlink()
-        gone = folder.rename(home / f".building-{uuid.uuid4().hex}")
-        sync_folder(home)
-        shutil.rmtree(gone)
+        remove_finished(folder)
 
 
 def _names_the_subject(what: Recipe | Selection | None, journal: Journal, ids: Iterable[str] = ()) -> bool:
@@ -361,6 +359,8 @@ def taint_models(paths: DataPaths, erasure_id: str, datasets: Iterable[ErasedDat
     tainted = []
     for manifest in sorted((paths.root / "models").glob("*/*/manifest.json")):
         model, version = manifest.parent.parent.name, manifest.parent.name
+        if manifest.parent.is_symlink():
+            continue  # `champion` points at one of the others
         try:
             trained_on = msgspec.json.decode(manifest.read_bytes(), type=_AnyModel).dataset.rpartition("/")[2]
         except msgspec.DecodeError:

@@ -52,8 +52,12 @@ def card_text(
         front["dataset_info"] = [_info(config, files, features[config]) for config in configs]
     else:
         front["configs"] = [{"config_name": _NAME_OF_ALL, "data_files": []}]
-    yaml = "".join(_yaml_lines(front))
-    return f"---\n{yaml}---\n\n" + "\n".join(_body(title, description, files, features, facts, plots))
+    return front_matter(front) + "\n" + "\n".join(_body(title, description, files, features, facts, plots))
+
+
+def front_matter(front: Mapping[str, object]) -> str:
+    """What stands at a card's head, as YAML: mappings, lists of them or of texts, and scalars."""
+    return f"---\n{''.join(_yaml_lines(front))}---\n"
 
 
 def _config(config: str, files: Sequence[CardFile]) -> dict[str, object]:
@@ -94,6 +98,9 @@ def _yaml_lines(value: Mapping[str, object], indent: str = "") -> Iterator[str]:
         elif isinstance(content, list):
             yield f"{indent}{key}:\n"
             for item in content:
+                if not isinstance(item, Mapping):
+                    yield f"{indent}- {json.dumps(item, ensure_ascii=False)}\n"
+                    continue
                 first, *rest = "".join(_yaml_lines(item, indent + "  ")).splitlines(keepends=True)
                 yield f"{indent}- {first.removeprefix(indent + '  ')}"
                 yield from rest
@@ -119,7 +126,7 @@ def _body(
     yield from (f"\n{plot}" for plot in plots)
     if facts:
         yield "\n## Where it comes from\n\n| | |\n|---|---|"
-        yield from (f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
+        yield from (f"| {table_cell(name)} | {table_cell(value)} |" for name, value in facts.items())
     for config in dict.fromkeys(file.config for file in files):
         yield f"\n## Columns{'' if config == _NAME_OF_ALL else f' of {config}'}\n\n| column | type |\n|---|---|"
         yield from (f"| `{name}` | {type_text(feature)} |" for name, feature in features[config].items())
@@ -130,5 +137,6 @@ def _split(file: CardFile) -> str:
     return file.split if file.config == _NAME_OF_ALL else f"{file.config}, {file.split}"
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
+    """A text as it may stand in a table of Markdown."""
     return text.replace("|", "\\|").replace("\n", " ")

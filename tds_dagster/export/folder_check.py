@@ -1,7 +1,8 @@
-"""Turns a folder with a `manifest.json`, such as a dataset's, into what is wrong with it.
+"""Turns a folder with a `manifest.json`, a dataset's or a model's, into what is wrong with it.
 
-Every file is held against the manifest, and none besides may be there. A dataset in the data folder whose shards, code
-and policy are those of its manifest is built again in a scratch folder, and held against that too.
+Every file is held against the manifest, and none besides may be there but the mark of an erasure. A dataset in the data
+folder whose shards, code and policy are those of its manifest is built again in a scratch folder, and held against that
+too.
 """
 
 import shutil
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tds_dagster.datasets.manifest import Dataset
 
 FOLDER_MANIFEST = "manifest.json"
+_MARK = "tainted.json"  # an erasure puts it into the folder of a model
 _AGAIN = "build the dataset again to have it anew"
 _NOT_COMPARED = {"path", "reused"}
 
@@ -78,7 +80,7 @@ class FolderCheck:
         if built is None:
             return
         there = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
-        for name in sorted(there - {file.path for file in built.files} - {FOLDER_MANIFEST}):
+        for name in sorted(there - {file.path for file in built.files} - {FOLDER_MANIFEST, _MARK}):
             self.checker.find(self.folder / name, "damaged", "is not in the folder's manifest; remove it")
         with self._built_again() as again:
             for file in built.files:
@@ -177,4 +179,4 @@ def check_pointer(checker: Checker, path: Path) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         version = ""
     if not version or not path.with_name(version).is_dir():
-        checker.find(path, "damaged", "names no dataset that is there; build the dataset again")
+        checker.find(path, "damaged", "names no version that is there; build the dataset, or train the model, again")

@@ -27,46 +27,46 @@ def rows_plot(rows: Mapping[str, int]) -> str:
     days, most = list(rows), max(rows.values(), default=0)
     first, last = (days[0], days[-1]) if days else ("", "")
     parts = [
-        _text(0, 14, f"at most {_count(most, 'row')} a day"),
+        text_at(0, 14, f"at most {_count(most, 'row')} a day"),
         _columns(list(rows.values()), COLOURS[0]),
-        _text(0, _PLOT_HEIGHT + 2 * _LINE - 6, first),
-        _text(WIDTH, _PLOT_HEIGHT + 2 * _LINE - 6, last, anchor="end"),
+        text_at(0, _PLOT_HEIGHT + 2 * _LINE - 6, first),
+        text_at(WIDTH, _PLOT_HEIGHT + 2 * _LINE - 6, last, anchor="end"),
     ]
     figures = f"{_count(len(days), 'day')}, {_count(sum(rows.values()), 'row')}, at most {most:,} a day"
-    return _image("rows a day", figures, parts, _PLOT_HEIGHT + 2 * _LINE)
+    return image("rows a day", figures, parts, _PLOT_HEIGHT + 2 * _LINE)
 
 
 def lengths_plot(lengths: Mapping[int, int]) -> str:
     """One bar a size, `lengths` as number of records by power of two: 10 for those from 1,024 to 2,047 bytes."""
     shown = range(min(lengths, default=0), max(lengths, default=-1) + 1)
     parts = [
-        _text(0, 14, "records by length"),
+        text_at(0, 14, "records by length"),
         _columns([lengths.get(power, 0) for power in shown], COLOURS[0]),
     ]
     step = WIDTH / max(1, len(shown))
     every = max(1, round(60 / step))  # a label takes 60 units
     parts += [
-        _text(place * step, _PLOT_HEIGHT + 2 * _LINE - 6, _size(1 << power))
+        text_at(place * step, _PLOT_HEIGHT + 2 * _LINE - 6, _size(1 << power))
         for place, power in enumerate(shown)
         if place % every == 0
     ]
     figures = ", ".join(f"{lengths[power]:,} from {_size(1 << power)}" for power in sorted(lengths))
-    return _image("record lengths", figures or "no record", parts, _PLOT_HEIGHT + 2 * _LINE)
+    return image("record lengths", figures or "no record", parts, _PLOT_HEIGHT + 2 * _LINE)
 
 
 def missing_plot(missing: Mapping[str, int], rows: int) -> str:
     """One bar a column: the share of `rows` in which it is null."""
     bars = [(name, [count / max(1, rows)], f"{count / max(1, rows):.1%}") for name, count in missing.items()]
-    figures = ", ".join(f"{_label(name)} {share}" for name, (part,), share in bars if part)
-    return _bars("missing values", f"{figures or 'none'} ({_count(rows, 'row')})", bars, [""])
+    figures = ", ".join(f"{label_text(name)} {share}" for name, (part,), share in bars if part)
+    return bars_image("missing values", f"{figures or 'none'} ({_count(rows, 'row')})", bars, [""])
 
 
 def splits_plot(splits: Mapping[str, int]) -> str:
     """One bar a split: its rows."""
     total, most = max(1, sum(splits.values())), max(1, max(splits.values(), default=1))
     bars = [(name, [rows / most], f"{rows:,} ({rows / total:.0%})") for name, rows in splits.items()]
-    figures = ", ".join(f"{_label(name)} {rows:,}" for name, rows in splits.items())
-    return _bars("split sizes", figures or "no split", bars, [""])
+    figures = ", ".join(f"{label_text(name)} {rows:,}" for name, rows in splits.items())
+    return bars_image("split sizes", figures or "no split", bars, [""])
 
 
 def classes_plot(classes: Mapping[str, Mapping[str, int]]) -> str:
@@ -89,8 +89,8 @@ def classes_plot(classes: Mapping[str, Mapping[str, int]]) -> str:
         (name, [count / totals[split] for count, split in zip(rows, splits, strict=True)], f"{sum(rows):,}")
         for name, rows in ranked
     ]
-    figures = ", ".join(f"{_label(name)} {count}" for name, _, count in bars)
-    return _bars("classes: share of each split, rows in all", figures or "no class", bars, splits)
+    figures = ", ".join(f"{label_text(name)} {count}" for name, _, count in bars)
+    return bars_image("classes: share of each split, rows in all", figures or "no class", bars, splits)
 
 
 def _columns(values: Sequence[int], colour: str) -> str:
@@ -104,37 +104,41 @@ def _columns(values: Sequence[int], colour: str) -> str:
     )
 
 
-def _bars(title: str, figures: str, bars: Sequence[tuple[str, Sequence[float], str]], series: Sequence[str]) -> str:
+def bars_image(
+    title: str, figures: str, bars: Sequence[tuple[str, Sequence[float], str]], series: Sequence[str]
+) -> str:
     """Horizontal bars: a label, a share from 0 to 1 for each of the series, and the figure at the end."""
     thickness = 14 if len(series) == 1 else 8
     room, height = WIDTH - _LABEL_WIDTH - _VALUE_WIDTH, thickness * len(series) + 8
-    parts, top = [_text(0, 14, title)], _LINE
+    parts, top = [text_at(0, 14, title)], _LINE
     if len(series) > 1:
         top += _LINE
         for place, name in enumerate(series):
             left = _LABEL_WIDTH + place * room / len(series)
             colour = COLOURS[place % len(COLOURS)]
             parts.append(f'<rect x="{left:.0f}" y="{_LINE + 4}" width="10" height="10" fill="{colour}"/>')
-            parts.append(_text(left + 15, _LINE + 14, _label(name)))
+            parts.append(text_at(left + 15, _LINE + 14, label_text(name)))
     for name, shares, figure in bars:
-        parts.append(_text(_LABEL_WIDTH - 8, top + height / 2 + 4, _label(name), anchor="end"))
+        parts.append(text_at(_LABEL_WIDTH - 8, top + height / 2 + 4, label_text(name), anchor="end"))
         for place, share in enumerate(shares):
             y, colour = top + 4 + place * thickness, COLOURS[place % len(COLOURS)]
             parts.append(
                 f'<path d="M{_LABEL_WIDTH} {y}h{room * share:.1f}v{thickness - 1}H{_LABEL_WIDTH}z" fill="{colour}"/>'
             )
-        parts.append(_text(WIDTH, top + height / 2 + 4, figure, anchor="end"))
+        parts.append(text_at(WIDTH, top + height / 2 + 4, figure, anchor="end"))
         top += height
-    return _image(title, figures, parts, top + 4)
+    return image(title, figures, parts, top + 4)
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:
+def text_at(x: float, y: float, text: str, *, anchor: str = "start") -> str:
+    """A text in a picture; `anchor` is start, middle or end."""
     side = "" if anchor == "start" else f' text-anchor="{anchor}"'
     place = f' x="{x:.0f}"' if x else ""
     return f'<text{place} y="{y:.0f}"{side}>{escape(text)}</text>'
 
 
-def _image(title: str, figures: str, parts: Sequence[str], height: float) -> str:
+def image(title: str, figures: str, parts: Sequence[str], height: float) -> str:
+    """A picture as a Markdown image; `figures` are what it shows, in words."""
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0f}" '
         f'viewBox="0 0 {WIDTH} {height:.0f}" style="font:12px sans-serif" fill="{TEXT_COLOUR}">'
@@ -143,7 +147,7 @@ def _image(title: str, figures: str, parts: Sequence[str], height: float) -> str
     return f"![{_plain(f'{title}: {figures}')}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
-def _label(name: str) -> str:
+def label_text(name: str) -> str:
     """A name as a label: short, and of characters that XML may hold."""
     printable = "".join(char if char.isprintable() else "\N{MIDDLE DOT}" for char in name[: _LABEL_LENGTH + 1])
     return printable if len(printable) <= _LABEL_LENGTH else printable[: _LABEL_LENGTH - 1] + "…"

@@ -8,6 +8,7 @@
 | a range | its manifest, and the shards that it names; what was selected of one, the same selection made again |
 | `training/<kind>_training.jsonl`, the card and the Croissant file of a kind | the range that they show |
 | a folder with a `manifest.json` (a dataset) | that manifest, which names every file, and what its shards give again |
+| a folder below `models`, but for the mark of an erasure | its manifest, which names every file |
 | an artifact outside the data folder | the manifest beside it |
 """
 
@@ -101,8 +102,8 @@ def find_targets(paths: DataPaths, targets: Sequence[Path]) -> list[Target]:
         own = {target for file in files for target in _targets_of(paths, file)}
         if not own and path != paths.root:
             raise SourceMissing(
-                f"{path}: holds nothing that can be checked; expected curated days, shards, ranges, quarantine files "
-                "or datasets, or a file with its manifest beside it"
+                f"{path}: holds nothing that can be checked; expected curated days, shards, ranges, quarantine "
+                "files, datasets or models, or a file with its manifest beside it"
             )
         found |= own
     return sorted(found, key=lambda target: (target.kind == "", target))  # datasets behind what they are made of
@@ -126,9 +127,9 @@ def _targets_of(paths: DataPaths, file: Path) -> Iterator[Target]:
             yield Target(kind, "shown", str(file))
         case ("training", name) if name.endswith("_training.jsonl") and name.removesuffix("_training.jsonl") in KINDS:
             yield Target(name.removesuffix("_training.jsonl"), "shown", str(file))
-        case ("datasets", model, version, *_) if (paths.dataset(model, version)).is_dir():
-            yield Target("", "folder", str(paths.dataset(model, version)))
-        case ("datasets", _, "latest.json"):
+        case ("datasets" | "models" as stage, model, version, *_) if (paths.root / stage / model / version).is_dir():
+            yield Target("", "folder", str((paths.root / stage / model / version).resolve()))  # `champion` is a link
+        case ("datasets" | "models", _, "latest.json"):
             yield Target("", "pointer", str(file))
         case _:
             return  # raw days, ledgers, spool: the writer's

@@ -22,6 +22,7 @@ REAL_RUNS = [
     "test_airline_runs.py",
     "test_airline_runs_shown.py",
     "test_airline_through_synapse.py",
+    "test_airline_training.py",
     "test_airline_verification.py",
 ]
 collect_ignore = [] if AIRLINE_RUNS.exists() else REAL_RUNS

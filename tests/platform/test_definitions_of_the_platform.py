@@ -55,7 +55,7 @@ def test_a_range_from_the_shell_needs_no_daemon_and_no_server(store: TrainingDat
 
 def test_every_kind_goes_from_raw_to_curated_to_exports_on_the_same_days() -> None:
     graph = defs.resolve_asset_graph()
-    assert len(graph.get_all_asset_keys()) == 3 * len(KINDS) + len(MODELS)
+    assert len(graph.get_all_asset_keys()) == 3 * len(KINDS) + 2 * len(MODELS)
     for kind in KINDS:
         raw, curated, exports = (graph.get(dg.AssetKey([group, kind])) for group in ("raw", "curated", "exports"))
         assert [node.group_name for node in (raw, curated, exports)] == ["raw", "curated", "exports"]
@@ -78,5 +78,13 @@ def test_every_kind_goes_from_raw_to_curated_to_exports_on_the_same_days() -> No
 def test_what_runs_by_itself_runs_without_being_switched_on() -> None:
     repository = defs.get_repository_def()
     sensors = {sensor.name: sensor.default_status for sensor in repository.sensor_defs}
-    assert sensors == dict.fromkeys(("report_changed_days", "rebuild_changed_days"), dg.DefaultSensorStatus.RUNNING)
+    named = {
+        "report_changed_days",
+        "rebuild_changed_days",
+        "alert_failed_runs",
+        "alert_failed_checks",
+        "delete_old_runs",
+    }
+    named |= {f"retrain_{model}" for model in MODELS}
+    assert sensors == dict.fromkeys(named, dg.DefaultSensorStatus.RUNNING)
     assert [schedule.name for schedule in repository.schedule_defs] == ["export_yesterday"]

@@ -30,11 +30,13 @@ from ingest.records import KINDS, keyed_record_id
 from tds_dagster.curate.day import curate_day
 from tds_dagster.curate.raw import still_prefix
 from tds_dagster.datasets.build import build_dataset
-from tds_dagster.datasets.manifest import latest_version
+from tds_dagster.datasets.manifest import find_dataset, latest_version
 from tds_dagster.datasets.recipe import read_recipe
 from tds_dagster.erasure import Receipt, Selector, erase
 from tds_dagster.erasure.journal import ErasedDataset, TaintedModel
 from tds_dagster.export import accounts, export_range, select, unbalanced_days
+from tds_dagster.training.champion import load_champion
+from tds_dagster.training.run import train_model
 from tests.parts import csv_rows, run_python
 from tests.stages.erasure_parts import (
     DAYS,
@@ -48,6 +50,7 @@ from tests.stages.erasure_parts import (
     rows_without,
     store_days,
 )
+from tests.training.training_parts import build, settings_of, store_sessions
 
 STEPS = ("plan", "rewrite:2", "erase", "rename:2", "leftovers:3", "rebuild", "receipt")
 IMPORTED_DAY, QUIET_DAY = "2024-05-18", "2024-05-20"  # of another store's file, and without the subject
@@ -251,6 +254,22 @@ def test_datasets_of_erased_days_are_built_again_and_models_of_them_are_marked(c
     assert json.loads((models / "m1" / "tainted.json").read_text()) == {"erasure": case.receipt.id, "dataset": plain}
     assert not (models / "m2" / "tainted.json").exists()
     assert case.told == [(case.receipt.id, case.receipt.datasets, case.receipt.models)]
+
+
+def test_a_trained_model_is_marked_once_and_its_champion_is_replaced_by_the_next_training(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "data")
+    store_sessions(settings.data_dir, range(60))
+    first = train_model(settings, build(settings.data_dir, "tool_selection")).model
+    selector = Selector(session_ids=("s7",))
+    (receipt,), _ = erase(settings, selector, observe=lambda *_: None, progress=lambda *_: None)
+    assert [(model.model, model.version) for model in receipt.models] == [("tool_selection", first.version)]
+    with load_champion(settings, "tool_selection") as champion:
+        assert (champion.version, champion.is_tainted) == (first.version, True)
+    paths = DataPaths(settings.data_dir)
+    second = train_model(settings, find_dataset(paths, "tool_selection"), margin=1.0)
+    assert second.decision.promoted
+    assert second.model.version != first.version
+    assert not second.model.is_tainted
 
 
 def test_selections_are_made_again_unless_their_condition_names_the_subject(case: Case) -> None:

@@ -1,0 +1,1 @@
+"""What agents have that is no training data: conversations, configs, instances."""

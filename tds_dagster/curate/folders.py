@@ -1,0 +1,89 @@
+"""Puts a folder of files in place whole or not at all, under a name that says what is in it.
+
+    files in `.building-…`, each synced → the folders synced → rename to the version → the parent synced
+
+Killed before the rename: what was begun is removed by whoever works in the parent next, under its lock.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from ingest.pipeline.partitions import PRIVATE_FILE, PRIVATE_FOLDER, sync_folder
+
+_UNFINISHED = ".building-"
+
+
+class FolderFile(msgspec.Struct, frozen=True, kw_only=True):
+    """Any file of a folder but its manifest."""
+
+    path: str  # relative to the folder, with `/`
+    bytes: int
+    sha256: str  # hex digest of its bytes
+
+
+@contextmanager
+def begun_folder(home: Path) -> Iterator[Path]:
+    """A new folder beside the finished ones; what is still there at the end is removed."""
+    folder = home / f"{_UNFINISHED}{uuid.uuid4().hex}"
+    folder.mkdir(mode=PRIVATE_FOLDER)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unfinished(home: Path) -> None:
+    """Remove what killed processes left; the caller holds the lock of `home`."""
+    for folder in home.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(folder)
+
+
+def remove_finished(folder: Path) -> None:
+    """Remove a folder that is in place: by a rename at once, so that nobody sees half of it."""
+    aside = folder.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+        sync_folder(folder.parent)
+        shutil.rmtree(aside)
+
+
+def put_in_place(folder: Path, target: Path) -> None:
+    """Rename a folder to its final name. One of that name that is there was damaged, and goes."""
+    for each in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync_folder(each)
+    if target.exists():
+        target.rename(folder.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}"))  # out of the way at once; removed below
+    folder.rename(target)
+    sync_folder(target.parent)
+    remove_unfinished(target.parent)
+
+
+@contextmanager
+def synced_file(path: Path) -> Iterator[BinaryIO]:
+    """A new private file that is on the disk when the `with` ends."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+    with os.fdopen(descriptor, "wb") as out:
+        yield out
+        out.flush()
+        os.fsync(descriptor)
+
+
+def described_file(folder: Path, name: str) -> FolderFile:
+    """What a manifest says of a file of the folder."""
+    with (folder / name).open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return FolderFile(path=name, bytes=os.fstat(content.fileno()).st_size, sha256=digest)
+
+
+def described_files(folder: Path, *, but: str) -> list[FolderFile]:
+    """All files of a folder except the one named `but`, in order of their path."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return [described_file(folder, name) for name in names if name != but]
