@@ -20,7 +20,13 @@ from ingest.redaction.redactor import open_redactor
 from ingest.settings import Settings
 from tds_dagster import curate, export
 from tds_dagster.assets.raw import OWNERS, column_schema
-from tds_dagster.automation.checks import accounting_result, accounting_spec
+from tds_dagster.automation.checks import (
+    CHECK,
+    accounting_result,
+    accounting_spec,
+    expectation_results,
+    expectation_specs,
+)
 from tds_dagster.automation.conditions import when_its_source_changed
 from tds_dagster.curate import CuratedDay
 from tds_dagster.export import Shard, build_days, write_range
@@ -75,7 +81,7 @@ def daily_assets(kind: Kind) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name=f"daily_{kind.name}",
         specs=daily_specs(kind),
-        check_specs=[accounting_spec(kind.name)],
+        check_specs=[accounting_spec(kind.name), *expectation_specs(kind.name)],
         can_subset=True,
         backfill_policy=dg.BackfillPolicy.single_run(),
         # For a full disk or a locked database; what a stage refuses is not tried again (_refusal).
@@ -88,8 +94,10 @@ def daily_assets(kind: Kind) -> dg.AssetsDefinition:
         # Who asks for exports gets them from raw, as from `tds export`: what is curated already costs next to nothing.
         stages: Sequence[Stage] = ("curated", "exports") if "exports" in groups else ("curated",)
         refused = (yield from _build(context, settings, kind.name, stages)) if groups else {}
-        if context.selected_asset_check_keys:
-            yield accounting_result(DataPaths(settings.data_dir), kind.name)
+        paths, checks = DataPaths(settings.data_dir), {key.name for key in context.selected_asset_check_keys}
+        if CHECK in checks:
+            yield accounting_result(paths, kind.name)
+        yield from expectation_results(paths, kind.name, sorted(checks - {CHECK}))
         if refused:
             raise _refusal(kind.name, refused)
 

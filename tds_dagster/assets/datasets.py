@@ -4,7 +4,7 @@ Each model's dataset is an asset without partitions, made of the exports of all 
 version is the dataset's: the same content of the same recipe is the same version, whoever built it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 import msgspec
@@ -14,6 +14,7 @@ from ingest.pipeline.partitions import DataPaths
 from ingest.records import KINDS
 from ingest.settings import Settings
 from tds_dagster.assets.raw import OWNERS
+from tds_dagster.automation.checks import dataset_results, dataset_specs
 from tds_dagster.datasets.build import build_dataset, code_version, model_named
 from tds_dagster.datasets.manifest import Dataset
 from tds_dagster.datasets.recipe import MODELS, Model, Recipe, read_recipe
@@ -86,15 +87,21 @@ def dataset_asset(model: Model) -> dg.AssetsDefinition:
         owners=OWNERS,
         kinds={"json", "huggingface"},
         tags={"model": model},
+        check_specs=dataset_specs(model),
     )
     def dataset(
         context: dg.AssetExecutionContext, config: RecipeConfig, settings: dg.ResourceParam[Settings]
-    ) -> dg.MaterializeResult[None]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         built = build_dataset(settings, read_recipe(model, config.model_dump()))
         for warning in built.warnings:
             context.log.warning(warning)
-        prune_datasets(DataPaths(settings.data_dir), model, settings.keep_versions)
-        return dg.MaterializeResult(data_version=dg.DataVersion(built.version), metadata=_metadata(built))
+        paths = DataPaths(settings.data_dir)
+        prune_datasets(paths, model, settings.keep_versions)
+        yield dg.MaterializeResult(
+            data_version=dg.DataVersion(built.version),
+            metadata=_metadata(built),
+            check_results=dataset_results(paths, built),
+        )
 
     return dataset
 

@@ -1,16 +1,22 @@
-"""Turns the accounting identity of a kind into the result of an asset check, one a run.
+"""Turns what plain code finds in days and datasets into the results of asset checks, one of each a run.
 
-A check reports; the gate is plain code in `tds_dagster.export`, which keeps a day that does not add up from being
-exported. (A blocking check would come too late: the step has reported its days by then.) The step that builds the
-days gives the result itself: a check in a step of its own is skipped after a step without outputs, and would have
-no result in just the run that failed.
+A check reports; the gates are plain code in `tds_dagster.curate`, `.export` and `.datasets`, which keep what does not
+add up, or would leak, from being put in place. (A blocking check would come too late: the step has reported its days by
+then.) The step that builds the days gives the results itself: a check in a step of its own is skipped after a step
+without outputs, and would have no result in just the run that failed.
 """
+
+from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
 from ingest.pipeline.partitions import DataPaths
 from tds_dagster.automation.conditions import each_morning
+from tds_dagster.datasets.manifest import Dataset
+from tds_dagster.datasets.overlap import find_overlap
 from tds_dagster.export import accounts, unbalanced_days
+from tds_dagster.export.expectations import JUDGES, read_shards
+from tds_dagster.export.plot import rows_plot
 
 CHECK = "every_stored_record_is_accounted_for"
 
@@ -43,3 +49,70 @@ def accounting_result(paths: DataPaths, kind: str) -> dg.AssetCheckResult:
             "quarantined": account.quarantined,
         },
     )
+
+
+_EXPECTED = {
+    "volume_is_as_usual": "Rows of each of the last seven days, held against the four weeks before it.",
+    "duplicates_are_as_usual": "The share of rows left out as duplicates, likewise.",
+    "quarantine_is_as_usual": "The share of rows in quarantine, likewise.",
+    "schema_is_the_present_one": "Every day has the columns that this version of the program writes.",
+}
+
+
+def expectation_specs(kind: str) -> list[dg.AssetCheckSpec]:
+    """What is unusual about the days of `exports/<kind>`; a warning each, for what is unusual may be right."""
+    return [
+        dg.AssetCheckSpec(
+            name, asset=["exports", kind], description=_EXPECTED[name], automation_condition=each_morning()
+        )
+        for name in JUDGES
+    ]
+
+
+def expectation_results(paths: DataPaths, kind: str, names: Iterable[str]) -> Iterator[dg.AssetCheckResult]:
+    """The verdicts of the checks of these names, from the manifests of the days' shards."""
+    shards = read_shards(paths, kind)
+    for name in names:
+        verdict = JUDGES[name](shards)
+        yield dg.AssetCheckResult(
+            check_name=name,
+            asset_key=["exports", kind],
+            passed=verdict.passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=verdict.text,
+            metadata={"days": verdict.days[-20:], "by_day": dg.MetadataValue.md(rows_plot(verdict.rows))},
+        )
+
+
+SHARED, WARNED = "splits_share_nothing", "was_built_without_warnings"
+
+
+def dataset_specs(model: str) -> list[dg.AssetCheckSpec]:
+    """The checks of `datasets/<model>`, given by the run that builds it."""
+    shared = "No entity, record or example is in two splits: read again from the rows that were written."
+    warned = "Nothing that somebody who trains on it should know: empty or unseen classes, ids that nothing has."
+    asset = ["datasets", model]
+    return [
+        dg.AssetCheckSpec(SHARED, asset=asset, description=shared),
+        dg.AssetCheckSpec(WARNED, asset=asset, description=warned),
+    ]
+
+
+def dataset_results(paths: DataPaths, built: Dataset) -> list[dg.AssetCheckResult]:
+    """Their verdicts on one version. Raises EngineFailed if its rows cannot be read."""
+    overlap = find_overlap(paths, built)
+    return [
+        dg.AssetCheckResult(
+            check_name=SHARED,
+            passed=overlap.is_none,
+            description=f"in two splits: {overlap.entities} entities, {overlap.records} records, "
+            f"{overlap.rows} examples",
+            metadata={"entities": overlap.entities, "records": overlap.records, "examples": overlap.rows},
+        ),
+        dg.AssetCheckResult(
+            check_name=WARNED,
+            passed=not built.warnings,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="; ".join(built.warnings) or "no warning",
+        ),
+    ]

@@ -5,6 +5,8 @@ import os
 import dagster as dg
 
 from ingest import Settings, TrainingDataStore
+from tds_dagster.automation.checks import CHECK
+from tds_dagster.export.expectations import JUDGES
 from tests.platform.dagster_parts import (
     ASSETS,
     data_versions,
@@ -115,7 +117,7 @@ def test_a_damaged_day_fails_the_run_at_its_end_by_name_and_the_other_days_are_b
     assert [len(paths.shard("events", day).read_bytes().splitlines()) for day in days] == [4, 4, 3, 4, 4]
     assert target.read_bytes() == exported
     assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
-    assert len(result.get_asset_check_evaluations()) == 1
+    assert sorted(verdict.check_name for verdict in result.get_asset_check_evaluations()) == sorted([CHECK, *JUDGES])
 
 
 def test_the_check_names_the_days_that_do_not_add_up_and_passes_when_they_do(
@@ -124,7 +126,7 @@ def test_the_check_names_the_days_that_do_not_add_up_and_passes_when_they_do(
     for day in DAYS[:2]:
         store_day(store, day)
     run = run_days(instance, settings, DAYS[:2], "exports/events")
-    (verdict,) = run.get_asset_check_evaluations()
+    (verdict,) = (each for each in run.get_asset_check_evaluations() if each.check_name == CHECK)
     assert verdict.passed
     assert verdict.metadata["exported"].value == 6
 
@@ -142,7 +144,7 @@ def check_alone(instance: dg.DagsterInstance, settings: Settings) -> dg.ExecuteI
     key = dg.AssetKey(["exports", "events"])
     return dg.materialize(
         ASSETS,
-        selection=dg.AssetSelection.checks(dg.AssetCheckKey(key, "every_stored_record_is_accounted_for")),
+        selection=dg.AssetSelection.checks(dg.AssetCheckKey(key, CHECK)),
         instance=instance,
         resources={"settings": settings},
     )
