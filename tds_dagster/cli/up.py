@@ -290,6 +290,7 @@ class _Tree:
         self._children = [_Child(name, command, environment, home) for name, command in _commands(host, port).items()]
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared
         self._url = f"http://{shown}:{port}"
+        self._home = home
         self._redis = settings.redis_url_without_password
         self._data = settings.data_dir
         self._guard = _Guard()
@@ -309,6 +310,16 @@ class _Tree:
         self._report("stopped")
         return code
 
+    def _fail_its_runs(self) -> None:
+        """Runs are processes of the daemon's code server and ended with it; nobody else would notice for a day."""
+        try:
+            cut_off = fail_cut_off_runs(self._home)
+        except PlatformUnavailable as err:
+            self._report(f"runs of the daemon may count as started although they ended: {err}")
+            return
+        if cut_off:
+            self._report(f"{cut_off} runs ended with the daemon; they are marked as failed and start again")
+
     def _watch(self, stop: threading.Event) -> int:
         answers, deadline = False, time.monotonic() + UI_TIMEOUT_S
         while not stop.is_set():
@@ -316,6 +327,8 @@ class _Tree:
                 code = child.ended()
                 if code is not None and not self._may_start_again(child, code):
                     return 1
+                if code is not None and child.name == "daemon":
+                    self._fail_its_runs()
                 if child.start_when_due():
                     self._guard.watch(child.pid)
             if not answers:

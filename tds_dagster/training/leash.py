@@ -30,6 +30,8 @@ def main(owner: int, command: Sequence[str]) -> int:
 
     Gives its exit code, 128 + n if signal n ended it.
     """
+    # Out of the owner's process group: who kills that whole group would kill this process, and leave the command alone.
+    os.setsid()
     try:
         process = subprocess.Popen(command, start_new_session=True)
     except OSError as err:
