@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
+from ingest.errors import EngineFailed
 from ingest.pipeline.partitions import DataPaths
 from tds_dagster.automation.conditions import each_morning
 from tds_dagster.datasets.manifest import Dataset
 from tds_dagster.datasets.overlap import find_overlap
-from tds_dagster.export import accounts, unbalanced_days
+from tds_dagster.export.accounting import day_accounts, total_account
 from tds_dagster.export.expectations import JUDGES, read_shards
 from tds_dagster.export.plot import rows_plot
 
@@ -33,8 +34,8 @@ def accounting_spec(kind: str) -> dg.AssetCheckSpec:
 
 def accounting_result(paths: DataPaths, kind: str) -> dg.AssetCheckResult:
     """The verdict on all days of a kind, by the function that `tds status` calls."""
-    days = unbalanced_days(paths, kind)
-    account = accounts(paths, kind)
+    found = day_accounts(paths, kind)
+    days, account = [each.day for each in found if not each.balanced], total_account(kind, found)
     return dg.AssetCheckResult(
         check_name=CHECK,
         asset_key=["exports", kind],
@@ -71,8 +72,9 @@ def expectation_specs(kind: str) -> list[dg.AssetCheckSpec]:
 
 def expectation_results(paths: DataPaths, kind: str, names: Iterable[str]) -> Iterator[dg.AssetCheckResult]:
     """The verdicts of the checks of these names, from the manifests of the days' shards."""
-    shards = read_shards(paths, kind)
-    for name in names:
+    wanted = list(names)
+    shards = read_shards(paths, kind) if wanted else {}
+    for name in wanted:
         verdict = JUDGES[name](shards)
         yield dg.AssetCheckResult(
             check_name=name,
@@ -99,8 +101,12 @@ def dataset_specs(model: str) -> list[dg.AssetCheckSpec]:
 
 
 def dataset_results(paths: DataPaths, built: Dataset) -> list[dg.AssetCheckResult]:
-    """Their verdicts on one version. Raises EngineFailed if its rows cannot be read."""
-    overlap = find_overlap(paths, built)
+    """Their verdicts on one version. Rows that cannot be read fail their check, and not the step that built them."""
+    try:
+        overlap = find_overlap(paths, built)
+    except EngineFailed as err:
+        unread = dg.AssetCheckResult(check_name=SHARED, passed=False, description=f"not looked at: {err}")
+        return [unread, _warned(built)]
     return [
         dg.AssetCheckResult(
             check_name=SHARED,
@@ -109,10 +115,14 @@ def dataset_results(paths: DataPaths, built: Dataset) -> list[dg.AssetCheckResul
             f"{overlap.rows} examples",
             metadata={"entities": overlap.entities, "records": overlap.records, "examples": overlap.rows},
         ),
-        dg.AssetCheckResult(
-            check_name=WARNED,
-            passed=not built.warnings,
-            severity=dg.AssetCheckSeverity.WARN,
-            description="; ".join(built.warnings) or "no warning",
-        ),
+        _warned(built),
     ]
+
+
+def _warned(built: Dataset) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=WARNED,
+        passed=not built.warnings,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(built.warnings) or "no warning",
+    )

@@ -97,7 +97,7 @@ def _judge_share(shards: Mapping[str, Shard], counts: Mapping[str, int], noun: s
         if counts.get(day, 0) < _LEAST_ROWS or shares[day] < _SHARE:
             continue
         usual = [shares[each] for each in _days_before(day) if each in shares]
-        if not usual or shares[day] > _upper(usual):
+        if len(usual) >= FEWEST_DAYS and shares[day] > _upper(usual):
             odd[day] = f"{counts[day]:,} {noun}, {shares[day]:.1%} of what was stored"
     return _verdict(odd, f"{noun} of the last days are no more than usual", counts)
 

@@ -11,8 +11,10 @@ from tds_dagster.assets.daily import daily_definitions
 from tds_dagster.assets.datasets import dataset_asset
 from tds_dagster.assets.models import model_asset
 from tds_dagster.assets.raw import raw_specs
+from tds_dagster.automation.checks import CHECK
 from tds_dagster.cli.up import prepare_home
 from tds_dagster.datasets.recipe import Model
+from tds_dagster.export.plot import WIDTH
 from tds_dagster.training.manifest import champion_of
 from tests.platform.dagster_parts import last_days, paths_of, report_raw, run_days
 from tests.platform.tree_parts import Platform
@@ -41,6 +43,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         resources = {"settings": settings, "pipes": dg.PipesSubprocessClient()}
         selected = [f"datasets/{MODEL}", f"models/{MODEL}"]
         assert dg.materialize(assets, selection=selected, instance=instance, resources=resources).success
+        shard = paths_of(settings).shard("events", day)
+        shard.write_bytes(b"".join(shard.read_bytes().splitlines(keepends=True)[:-1]))  # a lost row, for a check to see
+        check = dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(["exports", "events"]), CHECK))
+        assert dg.materialize(assets, selection=check, instance=instance, resources=resources).success
     platform = Platform(settings)
     platform.start()
     yield platform
@@ -62,7 +68,6 @@ def test_a_model_is_followed_in_the_ui_to_its_days_and_their_csv_files(
     open_asset(f"models/{MODEL}", "overview")
     expect(page.get_by_text(champion.version).first).to_be_visible()
     expect(page.get_by_text("It beats the best baseline").first).to_be_visible()
-    page.screenshot(path=pictures / "model.png")
     for key, above in [
         (f"models/{MODEL}", f"datasets/{MODEL}"),
         (f"datasets/{MODEL}", "exports/tool_executions"),
@@ -73,12 +78,37 @@ def test_a_model_is_followed_in_the_ui_to_its_days_and_their_csv_files(
         group, _, name = above.partition("/")
         expect(page.get_by_text(group, exact=True).last).to_be_visible()
         expect(page.get_by_text(name, exact=True).last).to_be_visible()
-    page.screenshot(path=pictures / "model_lineage.png")
     (day,) = last_days(1)
     csv = paths_of(trained.settings).training("tool_executions", day)
     open_asset("raw/tool_executions", f"partitions&partition={day}")
     expect(page.get_by_text(str(csv)).first).to_be_visible()
     assert csv.is_file()
+
+
+@pytest.mark.timeout(300)
+def test_the_tour_of_the_ui_is_as_its_page_shows_it(trained: Platform, page: "Page", pictures: Path) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(f"{trained.url}/assets/models/{MODEL}?view=overview")
+    page.get_by_text("[Show Markdown]").nth(
+        1
+    ).click()  # of more than 1,000 characters: the second is the confusion matrix
+    plot = page.get_by_alt_text("confusion matrix")
+    expect(plot).to_be_visible()
+    assert plot.evaluate("image => image.naturalWidth") == WIDTH
+    page.screenshot(path=pictures / "model.png")
+
+    page.goto(f"{trained.url}/assets/models/{MODEL}?view=lineage&lineageScope=upstream&lineageDepth=4")
+    for group in ("raw", "curated", "exports", "datasets", "models"):
+        expect(page.get_by_text(group, exact=True).last).to_be_attached()
+    expect(page.get_by_text("Loading")).to_have_count(0)
+    page.screenshot(path=pictures / "model_lineage.png")
+
+    page.goto(f"{trained.url}/assets/exports/events?view=checks&checkDetail={CHECK}")
+    expect(page.get_by_text("days that do not add up").first).to_be_visible()
+    page.screenshot(path=pictures / "failing_check.png")
+
     page.goto(f"{trained.url}/locations/{LOCATION}/sensors/retrain_{MODEL}")
     expect(page.get_by_text(f"retrain_{MODEL}").first).to_be_visible()
+    expect(page.get_by_text("Loading")).to_have_count(0)
     page.screenshot(path=pictures / "retraining_sensor.png")
