@@ -10,6 +10,7 @@
     ├── InvalidSelection       columns, a sample or a format of an export that cannot be had
     ├── InvalidRecipe          a dataset's recipe that cannot be followed
     ├── InvalidTrainingPolicy  a policy of training holds a value that cannot be used
+    ├── InvalidConfig          a file of an agent's config or prompt that cannot be used
     ├── InvalidLog             a log given to an import is not in the format that it was said to be in
     ├── MissingExtra           a package of an extra is asked for and not installed
     ├── NotAccepted            TDS_ON_FULL=raise and the spool cannot take the record
@@ -73,6 +74,10 @@ class InvalidRecipe(TdsError, ValueError):
 
 class InvalidTrainingPolicy(TdsError, ValueError):
     """A policy of training holds a value that cannot be used: names the file, the field, its value, what it may be."""
+
+
+class InvalidConfig(TdsError, ValueError):
+    """An agent's config or prompt that cannot be used: names the file, the line, the field and what was expected."""
 
 
 class InvalidLog(TdsError, ValueError):

@@ -93,8 +93,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_schema: str | None = None
     # Whether each message of a conversation is also stored as an event, so that it can become training data.
     stream_messages: bool = False
-    # The folder of agents' configs and prompts (docs/agents.md).
-    config_dir: Path = Path("configs")
     # Dagster's storage; unset: SQLite under the data folder.
     dagster_postgres_url: str | None = None
     # For tests: kill this process at the named step of the write path.
@@ -188,11 +186,6 @@ def _folder(name: str, text: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError as err:
         raise _invalid(name, text, "a folder whose ~user exists") from err
-
-
-def _relative_folder(name: str, text: str) -> Path:
-    """A folder that lies where the program runs, unless it is absolute: what is in it is read when that begins."""
-    return Path(text) if not text.startswith("~") else _folder(name, text)
 
 
 def _command(name: str, text: str) -> str:
@@ -318,7 +311,6 @@ _PARSERS: dict[str, Callable[[str, str], object]] = {
     "redaction_key": _secret,
     "postgres_schema": _identifier,
     "stream_messages": _flag,
-    "config_dir": _relative_folder,
 }
 
 

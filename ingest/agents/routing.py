@@ -59,14 +59,14 @@ PLACES: tuple[Place, ...] = (
     Place(
         name="prompts",
         where="a file under version control",
-        call='a file that the agent reads when it starts; its hash in metadata={"prompt_version": …} of what it stores',
+        call="a file configs/prompts/<name>.toml; Configs().prompt(name), of ingest.agents.configs",
         why="a person writes it, reviews it and rolls it back; what the agent did is read with the prompt it had",
         phrases=("prompt template", "system prompt", "prompt version", "prompt text", "few shot", "instruction text"),
     ),
     Place(
         name="configs",
         where="a file under version control",
-        call='a file that the agent reads when it starts; its hash in metadata={"config_version": …} of what it stores',
+        call="a file configs/agents/<agent_id>.toml; Configs().agent(agent_id).bind(store), of ingest.agents.configs",
         why="a person writes it, reviews it and rolls it back; what the agent did is read with the config it had",
         phrases=(
             "config", "configuration", "setting", "temperature", "which model an agent", "max tokens", "feature flag",
@@ -76,7 +76,7 @@ PLACES: tuple[Place, ...] = (
     Place(
         name="instances",
         where="memory of the process",
-        call="a variable of the process; its start and its end are events: await store.store_agent_event(...)",
+        call="with Instances(store).running(agent_id) as instance, of ingest.agents.instances",
         why="it is over when the process is, and a table of it would be wrong after each crash",
         phrases=(
             "instance", "heartbeat", "currently running", "is running now", "which agents are", "alive", "online",

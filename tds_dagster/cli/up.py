@@ -117,7 +117,7 @@ def fail_cut_off_runs(home: Path) -> int:
     """
     from dagster import DagsterError, DagsterInstance, DagsterRunStatus, RunsFilter
     from dagster_postgres.utils import DagsterPostgresException
-    from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML ships no types
+    from yaml import YAMLError
 
     started = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
     try:

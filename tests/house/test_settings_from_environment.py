@@ -53,7 +53,6 @@ def test_every_variable_reaches_its_field() -> None:
             "TDS_POSTGRES_URL": "postgres://u@db/conversations",
             "TDS_POSTGRES_SCHEMA": "cyrex",
             "TDS_STREAM_MESSAGES": "Yes",
-            "TDS_CONFIG_DIR": "/etc/tds/configs",
             "TDS_DAGSTER_POSTGRES_URL": "postgresql://u@db/dagster",
             "TDS_FAILPOINT": "appended",
         }
@@ -87,7 +86,6 @@ def test_every_variable_reaches_its_field() -> None:
         postgres_url="postgres://u@db/conversations",
         postgres_schema="cyrex",
         stream_messages=True,
-        config_dir=Path("/etc/tds/configs"),
         dagster_postgres_url="postgresql://u@db/dagster",
         failpoint="appended",
     )

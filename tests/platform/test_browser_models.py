@@ -90,13 +90,14 @@ def test_the_tour_of_the_ui_is_as_its_page_shows_it(trained: Platform, page: "Pa
     from playwright.sync_api import expect
 
     page.goto(f"{trained.url}/assets/models/{MODEL}?view=overview")
-    page.get_by_text("[Show Markdown]").nth(
-        1
-    ).click()  # of more than 1,000 characters: the second is the confusion matrix
+    expect(page.get_by_text("It beats the best baseline").first).to_be_attached()
+    page.screenshot(path=pictures / "model.png")
+    page.get_by_text("[Show Markdown]").nth(1).click()  # what has more than 1,000 characters; the second of two plots
     plot = page.get_by_alt_text("confusion matrix")
     expect(plot).to_be_visible()
     assert plot.evaluate("image => image.naturalWidth") == WIDTH
-    page.screenshot(path=pictures / "model.png")
+    page.wait_for_timeout(500)  # the dialog fades in
+    plot.screenshot(path=pictures / "confusion.png")
 
     page.goto(f"{trained.url}/assets/models/{MODEL}?view=lineage&lineageScope=upstream&lineageDepth=4")
     for group in ("raw", "curated", "exports", "datasets", "models"):
@@ -111,4 +112,5 @@ def test_the_tour_of_the_ui_is_as_its_page_shows_it(trained: Platform, page: "Pa
     page.goto(f"{trained.url}/locations/{LOCATION}/sensors/retrain_{MODEL}")
     expect(page.get_by_text(f"retrain_{MODEL}").first).to_be_visible()
     expect(page.get_by_text("Loading")).to_have_count(0)
+    expect(page.get_by_text("0 runs requested").first).to_be_visible(timeout=90_000)  # the first tick
     page.screenshot(path=pictures / "retraining_sensor.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
+import yaml
 
 from ingest import Settings
 from ingest.errors import PlatformUnavailable
