@@ -8,6 +8,7 @@ from tds_dagster.training.metrics import Metrics, Score
 _MOST_CLASSES = 12
 _CELL, _LEFT, _TOP = 30, 140, 40
 _OTHERS = "others"
+_DARK = 0.6  # share from which a number is white on its cell
 
 
 def accuracy_plot(metrics: Metrics) -> str:
@@ -40,7 +41,9 @@ def confusion_plot(metrics: Metrics) -> str:
                 f'fill-opacity="{rows / total:.2f}" stroke="{TEXT_COLOUR}" stroke-opacity=".3"/>'
             )
             if rows:
-                parts.append(text_at(x + _CELL / 2, y + 19, f"{rows}", anchor="middle"))
+                number = text_at(x + _CELL / 2, y + 19, f"{rows}", anchor="middle")
+                is_dark = rows / total > _DARK
+                parts.append(number.replace("<text", '<text fill="#fff"') if is_dark else number)
     figures = "; ".join(
         f"{label_text(name)}: {guesses.get(name, 0)} of {sum(guesses.values())} right"
         for name, guesses in matrix.items()
