@@ -37,7 +37,8 @@ class PostgresServer:
         self.control("start", "-o", options, "-l", str(folder / "log"))
 
     def end(self) -> None:
-        """Stop for good."""
+        """Stop for good. By pg_ctl: the package knows only the process that it started, and not one started again."""
+        self.control("stop", "-m", "fast")
         self._server.cleanup()
 
 
