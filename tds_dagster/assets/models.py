@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import dagster as dg
+from dagster._core.errors import DagsterPipesExecutionError  # noqa: PLC2701 - the client raises it, dagster exports no name
 from pydantic import Field
 
 from ingest.errors import EngineFailed, TdsError, TrainingFailed
@@ -181,7 +182,7 @@ def _run_in_pipes(
                 command=[*trainer_command(settings, last_lines), *arguments],
                 env=child_environment(settings, PYTHONUNBUFFERED="1"),
             )
-        except dg.DagsterError as err:
+        except DagsterPipesExecutionError as err:
             said = last_lines.read_text(encoding="utf-8", errors="replace") if last_lines.exists() else ""
             raise TrainingFailed(
                 f"trainer {trainer_name(settings)}: {err}, expected 0; correct what it says. "
