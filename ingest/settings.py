@@ -316,6 +316,5 @@ _PARSERS: dict[str, Callable[[str, str], object]] = {
 
 def _invalid(name: str, text: str, expected: str) -> InvalidSetting:
     variable = _variable(name)
-    return InvalidSetting(
-        f"{variable}={without_password(text)!r}: expected {expected}; correct it or unset {variable} for the default"
-    )
+    value = "***" if name in _SECRETS else repr(without_password(text))
+    return InvalidSetting(f"{variable}={value}: expected {expected}; correct it or unset {variable} for the default")

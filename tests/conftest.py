@@ -2,12 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ingest import Settings, TrainingDataStore
+from ingest.pipeline.spool import Spool, SpooledProducer
 from tests.parts import RedisServer, skip_unless_required
 
 
@@ -60,3 +62,23 @@ def redis_server(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) ->
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def closed_spools(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes each end of a spool that a test leaves open, as one that is cut off does: they hold files until then."""
+    made = list[Spool | SpooledProducer]()
+
+    def remembered(begin: Callable[..., None]) -> Callable[..., None]:
+        def begun(end: Spool | SpooledProducer, *given: Any, **named: Any) -> None:
+            begin(end, *given, **named)
+            made.append(end)
+
+        return begun
+
+    for end in (Spool, SpooledProducer):
+        monkeypatch.setattr(end, "__init__", remembered(end.__init__))
+    yield
+    monkeypatch.undo()
+    for each in reversed(made):
+        each.close()

@@ -117,7 +117,10 @@ class Messages:
             created_at=_moment(created_at),
         )
         await self._run(message.instance_id, partial(_insert, message))
-        self._stream(message)
+        if self._store is not None:  # beside the loop: with TDS_ON_FULL=block it may wait
+            await asyncio.wrap_future(
+                self._open().run(message.instance_id, partial(self._stream, self._store, message))
+            )
         return message.message_id
 
     async def get_history(self, instance_id: str, limit: int = 100, before: str | None = None) -> list[Message]:
@@ -173,13 +176,12 @@ class Messages:
             return None
         return (TrainingDataStore(self._settings) if store is None else store).sync
 
-    def _stream(self, message: Message) -> None:
+    @staticmethod
+    def _stream(store: BlockingStore, message: Message) -> None:
         """Store the message as an event of the session that its conversation is, once: its id is the key."""
-        if self._store is None:
-            return
         payload: dict[str, object] = {"role": message.role, "content": message.content}
         payload |= {} if message.tool_calls is None else {"tool_calls": message.tool_calls}
-        self._store.store_agent_event(
+        store.store_agent_event(
             EVENT,
             message.agent_id,
             session_id=message.instance_id,
@@ -203,9 +205,16 @@ class _Opened:
         self._is_upgraded = False
 
     def submit(self, instance_id: str, action: "Callable[[sa.Connection], T]") -> "Future[T]":
-        """Do something on the lane of a conversation."""
-        lane = self._lanes[zlib.crc32(instance_id.encode()) % LANES]
+        """Do something with the database on the lane of a conversation."""
+        lane = self._lane_of(instance_id)
         return lane.thread.submit(self._try_until_it_answers, lane, action)
+
+    def run(self, instance_id: str, action: "Callable[[], T]") -> "Future[T]":
+        """Do something else there, behind what was asked for before."""
+        return self._lane_of(instance_id).thread.submit(action)
+
+    def _lane_of(self, instance_id: str) -> "_Lane":
+        return self._lanes[zlib.crc32(instance_id.encode()) % LANES]
 
     def close(self) -> None:
         """Wait for the lanes, then close the connections."""

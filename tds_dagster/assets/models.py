@@ -26,8 +26,7 @@ from tds_dagster.training.confusion import accuracy_plot, confusion_plot
 from tds_dagster.training.contract import Report, trainer_command, trainer_name
 from tds_dagster.training.manifest import CARD, Model, champion_version
 from tds_dagster.training.policy import policy_of
-from tds_dagster.training.pruning import prune_datasets
-from tds_dagster.training.quality import Quality, measure_quality
+from tds_dagster.training.quality import Quality, has_dropped, measure_quality
 from tds_dagster.training.run import Trained, code_version, train_model
 
 POOL = "training"
@@ -103,7 +102,6 @@ def model_asset(model: str) -> dg.AssetsDefinition:
                 settings, dataset, run_trainer=run_trainer, margin=margin,
                 report=lambda message, _figures: context.log.info(message),
             )  # fmt: skip
-            prune_datasets(paths, model, settings.keep_versions)
         except TdsError as err:
             raise _refusal(err) from err
         context.log.info("%s: %s", "promoted" if made.decision.promoted else "not promoted", made.decision.reason)
@@ -135,8 +133,9 @@ def champion_check(model: str) -> dg.AssetChecksDefinition:
             return _held(passed=False, text=f"not measured: {err}", metadata={"rows": 0})
         if quality is None:
             return _held(passed=True, text="no champion, or no day after its dataset yet", metadata={"rows": 0})
-        lost = quality.expected - quality.score.accuracy
-        passed = lost < quality_drop or quality.score.interval.high >= quality.expected
+        passed = not has_dropped(
+            quality.expected, quality.score.accuracy, high=quality.score.interval.high, quality_drop=quality_drop
+        )
         text = (
             f"{quality.score.accuracy:.1%} on {quality.score.rows} rows of {quality.start} to {quality.end}, "
             f"{quality.expected:.1%} on its test split; classes moved by {quality.drift:.2f}"

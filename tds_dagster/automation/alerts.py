@@ -5,6 +5,7 @@ back to passed; not each morning anew. While the webhook is away, the next tick 
 nothing is told twice but an alert whose answer was lost on the way. What happened before the first tick is not told.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
@@ -17,7 +18,8 @@ from ingest.settings import Settings
 from tds_dagster.automation.webhook import Alert, post
 
 EVERY_S = 30
-MOST_A_TICK = 20  # alerts: a tick has a minute
+MOST_A_TICK = 20  # alerts
+TICK_S = 25.0  # after which none is begun: a tick that takes a minute is cut off, and its cursor with it
 _LONGEST_TEXT = 500  # characters of a reason
 _UNSET = "TDS_ALERT_URL is not set: nobody is told"
 
@@ -44,7 +46,10 @@ def alert_failed_runs(context: dg.SensorEvaluationContext, settings: dg.Resource
         return _at(newest[0].storage_id if newest else 0, "watches from now on")
     told = int(context.cursor)
     failures = _failures(context.instance, told, limit=MOST_A_TICK, ascending=True)
+    deadline = time.monotonic() + TICK_S
     for n, failure in enumerate(failures):
+        if time.monotonic() > deadline:
+            return _at(told, f"told of {n} failed runs; the webhook is slow, the others wait")
         try:
             post(settings, _of_run(context.instance, settings, failure))
         except AlertFailed as err:
@@ -67,13 +72,13 @@ def alert_failed_checks(context: dg.SensorEvaluationContext, settings: dg.Resour
     checks = sorted(context.repository_def.asset_graph.asset_check_keys) if context.repository_def else []
     told = msgspec.json.decode(context.cursor, type=dict[str, Verdict]) if context.cursor else None
     known = dict(told or {})
-    posted, waits = 0, False
+    posted, waits, deadline = 0, False, time.monotonic() + TICK_S
     for name, evaluation, run_id, moment in _evaluations(context.instance, checks):
         verdict = Verdict(evaluation.passed, "" if evaluation.passed else _short(evaluation.description))
         before = known.get(name, Verdict(passed=True))
         if told is not None and verdict != before:
             try:
-                if posted == MOST_A_TICK:
+                if posted == MOST_A_TICK or time.monotonic() > deadline:
                     waits = True
                     continue
                 post(settings, _of_check(settings, evaluation, run_id, moment))

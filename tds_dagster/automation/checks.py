@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
-from ingest.errors import EngineFailed
+from ingest.errors import EngineFailed, SourceMissing, SplitLeak
 from ingest.pipeline.partitions import DataPaths
 from tds_dagster.automation.conditions import each_morning
 from tds_dagster.datasets.manifest import Dataset
-from tds_dagster.datasets.overlap import find_overlap
+from tds_dagster.datasets.written_splits import check_written_splits
 from tds_dagster.export.accounting import day_accounts, total_account
 from tds_dagster.export.expectations import JUDGES, read_shards
 from tds_dagster.export.plot import rows_plot
@@ -82,7 +82,10 @@ def expectation_results(paths: DataPaths, kind: str, names: Iterable[str]) -> It
             passed=verdict.passed,
             severity=dg.AssetCheckSeverity.WARN,
             description=verdict.text,
-            metadata={"days": verdict.days[-20:], "by_day": dg.MetadataValue.md(rows_plot(verdict.rows))},
+            metadata={
+                "days": verdict.days[-20:],
+                **({"rows_a_day": dg.MetadataValue.md(rows_plot(verdict.rows))} if verdict.rows else {}),
+            },
         )
 
 
@@ -103,26 +106,19 @@ def dataset_specs(model: str) -> list[dg.AssetCheckSpec]:
 def dataset_results(paths: DataPaths, built: Dataset) -> list[dg.AssetCheckResult]:
     """Their verdicts on one version. Rows that cannot be read fail their check, and not the step that built them."""
     try:
-        overlap = find_overlap(paths, built)
-    except EngineFailed as err:
-        unread = dg.AssetCheckResult(check_name=SHARED, passed=False, description=f"not looked at: {err}")
-        return [unread, _warned(built)]
+        check_written_splits(paths, built)
+    except (SplitLeak, SourceMissing, EngineFailed) as err:
+        problem = str(err)
+    else:
+        problem = ""
     return [
         dg.AssetCheckResult(
-            check_name=SHARED,
-            passed=overlap.is_none,
-            description=f"in two splits: {overlap.entities} entities, {overlap.records} records, "
-            f"{overlap.rows} examples",
-            metadata={"entities": overlap.entities, "records": overlap.records, "examples": overlap.rows},
+            check_name=SHARED, passed=not problem, description=problem or "no two splits have anything in common"
         ),
-        _warned(built),
+        dg.AssetCheckResult(
+            check_name=WARNED,
+            passed=not built.warnings,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="; ".join(built.warnings) or "no warning",
+        ),
     ]
-
-
-def _warned(built: Dataset) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        check_name=WARNED,
-        passed=not built.warnings,
-        severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(built.warnings) or "no warning",
-    )

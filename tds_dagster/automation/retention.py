@@ -46,8 +46,7 @@ def delete_old_runs(
     ended = {record.dagster_run.run_id: record.create_timestamp for record in records}
     old = runs_to_delete(ended, needed_runs(instance, assets, checks), now=now, keep_days=keep_days)
     for run_id in old[:MOST_A_TICK]:
-        instance.delete_run(run_id)
-        _remove_files(instance, run_id)
+        _delete_run(instance, run_id)
     return old[:MOST_A_TICK], len(old[MOST_A_TICK:])
 
 
@@ -78,13 +77,19 @@ def _reporting_runs(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[
             )
 
 
-def _remove_files(instance: dg.DagsterInstance, run_id: str) -> None:
-    """What Dagster leaves of a deleted run: the file of its events (SQLite), and what it printed."""
+def _delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Delete a run with what Dagster leaves of it: what it printed, and the file of its events (SQLite).
+
+    What it printed goes first: where that cannot be removed the tick says so, and the next one tries again.
+    """
+    printed = Path(instance.storage_directory()) / run_id
+    if printed.exists():
+        shutil.rmtree(printed)
+    instance.delete_run(run_id)
     shard = getattr(instance.event_log_storage, "path_for_shard", None)
     if shard is not None:
         for path in Path(shard(run_id)).parent.glob(f"{run_id}.db*"):
             path.unlink(missing_ok=True)
-    shutil.rmtree(Path(instance.storage_directory()) / run_id, ignore_errors=True)
 
 
 @dg.sensor(

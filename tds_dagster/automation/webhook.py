@@ -18,8 +18,8 @@ import msgspec
 from ingest.errors import AlertFailed
 from ingest.settings import Settings
 
-ATTEMPTS, TIMEOUT_S = 3, 10.0
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0  # a tick of a sensor has a minute; what fails now is posted by the next one
+ATTEMPTS, TIMEOUT_S = 3, 5.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 5.0  # 25 s in all: a tick of a sensor has a minute, and the next one goes on
 _SIGNS = {"error": ":red_circle:", "warning": ":large_yellow_circle:", "resolved": ":large_green_circle:"}
 
 Kind = Literal["run_failed", "check_failed", "check_passed", "test"]

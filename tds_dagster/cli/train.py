@@ -118,9 +118,9 @@ def rollback(
 def _tell(message: str, figures: Mapping[str, float | int | str]) -> None:
     """What the trainer says, on a terminal."""
     if sys.stderr.isatty():
-        told = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                         for name, value in figures.items())  # fmt: skip
-        typer.echo(f"{message}: {told}" if told else message, err=True)
+        from tds_dagster.training.contract import sentence_of
+
+        typer.echo(sentence_of(message, figures), err=True)
 
 
 def _dataset_text(model: str, dataset: str | None) -> str:

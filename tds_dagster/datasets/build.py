@@ -25,8 +25,8 @@ from tds_dagster.curate.artifacts import code_version_of, locked
 from tds_dagster.curate.folders import (
     FolderFile,
     begun_folder,
-    described_file,
     described_files,
+    is_as_described,
     put_in_place,
     remove_unfinished,
     synced_file,
@@ -150,7 +150,7 @@ def is_whole(dataset: Dataset) -> bool:
     found = {str(path.relative_to(dataset.folder)) for path in dataset.folder.rglob("*") if path.is_file()}
     if found != {MANIFEST, *(file.path for file in dataset.files)}:
         return False
-    return all(described_file(dataset.folder, file.path) == file for file in dataset.files)
+    return is_as_described(dataset.folder, dataset.files)
 
 
 def _say_nothing(_what: str, _done: int, _total: int) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from ingest.errors import DamagedFile, SourceMissing
+from ingest.errors import SourceMissing
 from ingest.pipeline.partitions import DataPaths
-from tds_dagster.curate.folders import FolderFile
-from tds_dagster.curate.seal import find_flaw, seal
+from tds_dagster.curate.folders import FolderFile, read_pointer, read_sealed
+from tds_dagster.curate.seal import seal
 from tds_dagster.curate.sql import glob_escaped
 from tds_dagster.datasets.recipe import MODELS, Recipe
 
@@ -94,24 +94,7 @@ def read_dataset(folder: Path) -> Dataset:
 
     Raises SourceMissing if there is none, one that somebody changed, or none that this version of the program reads.
     """
-    try:
-        content = (folder / MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as err:
-        raise SourceMissing(
-            f"{folder}: expected a dataset's folder with {MANIFEST}; build one with `tds dataset`"
-        ) from err
-    flaw = find_flaw(content)
-    if flaw is not None:
-        raise SourceMissing(
-            f"{folder / MANIFEST}: changed at byte {flaw.offset} ({flaw.field or 'between its fields'}), "
-            "expected it as it was written; build the dataset again"
-        )
-    try:
-        found = msgspec.json.decode(content, type=Dataset)
-    except (msgspec.ValidationError, msgspec.DecodeError) as err:
-        raise SourceMissing(
-            f"{folder / MANIFEST}: not a manifest as this version writes it ({err}); build it again"
-        ) from err
+    found = read_sealed(folder / MANIFEST, Dataset, SourceMissing, noun="dataset", make="build one with `tds dataset`")
     return msgspec.structs.replace(found, path=folder)
 
 
@@ -144,13 +127,7 @@ def find_dataset(paths: DataPaths, text: str) -> Dataset:
 
 def latest_version(paths: DataPaths, model: str) -> str | None:
     """The version of a model's dataset that was built last; None if there is none. Raises DamagedFile."""
-    pointer = paths.datasets(model) / LATEST
-    try:
-        return msgspec.json.decode(pointer.read_bytes(), type=dict[str, str])["version"]
-    except FileNotFoundError:
-        return None
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as err:
-        raise DamagedFile(f"{pointer}: expected a version such as the next build writes it; build the dataset") from err
+    return read_pointer(paths.datasets(model) / LATEST, make="build the dataset")
 
 
 def manifest_bytes(dataset: Dataset) -> bytes:

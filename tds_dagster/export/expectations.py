@@ -37,22 +37,26 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     rows: dict[str, int] = {}  # of the days that were looked at, for a picture
 
 
-def read_shards(paths: DataPaths, kind: str) -> dict[str, Shard]:
-    """The manifests of a kind's day shards, by day in order; one that cannot be read is no shard."""
+Shards = Mapping[str, Shard | None]  # by day; None where the manifest cannot be read, so that nothing is known
+
+
+def read_shards(paths: DataPaths, kind: str) -> dict[str, Shard | None]:
+    """The manifests of a kind's day shards, by day in order."""
     folder = paths.shard(kind, "2024-01-01").parent
     found = (day_of(path) for path in folder.glob(f"{kind}_*.jsonl"))
-    manifests = {day: read_manifest(paths.shard(kind, day), Shard) for day in sorted(found)}
-    return {day: shard for day, shard in manifests.items() if shard is not None}
+    return {day: read_manifest(paths.shard(kind, day), Shard) for day in sorted(found)}
 
 
-def judge_volume(shards: Mapping[str, Shard], present: date | None = None) -> Verdict:
+def judge_volume(shards: Shards, present: date | None = None) -> Verdict:
     """Whether the last days had about as many rows as the weeks before them. `present`: today (UTC) unless given.
 
     A day without a shard between others has 0 rows. The present day is not over, so it is not judged.
     """
-    rows = {day: shard.rows for day, shard in shards.items()}
+    rows = {day: shard.rows for day, shard in _known(shards).items()}
     odd = {}
     for day in _judged_days(rows, present):
+        if day in shards and day not in rows:
+            continue
         usual = [rows.get(each, 0) for each in _days_before(day) if each >= min(rows)]
         same = [rows.get(each, 0) for each in _days_before(day)[6::7] if each >= min(rows)]
         if sum(map(bool, usual)) >= FEWEST_DAYS and not any(_is_near(rows.get(day, 0), of) for of in (usual, same)):
@@ -60,29 +64,30 @@ def judge_volume(shards: Mapping[str, Shard], present: date | None = None) -> Ve
     return _verdict(odd, "rows of the last days are as many as usual", rows)
 
 
-def judge_duplicates(shards: Mapping[str, Shard], present: date | None = None) -> Verdict:
+def judge_duplicates(shards: Shards, present: date | None = None) -> Verdict:
     """Whether the last days had no more rows left out as duplicates than the weeks before them."""
-    counts = {day: shard.account.duplicates for day, shard in shards.items()}
+    counts = {day: shard.account.duplicates for day, shard in _known(shards).items()}
     return _judge_share(shards, counts, "duplicates", present)
 
 
-def judge_quarantine(shards: Mapping[str, Shard], present: date | None = None) -> Verdict:
+def judge_quarantine(shards: Shards, present: date | None = None) -> Verdict:
     """Whether the last days had no more rows in quarantine than the weeks before them."""
-    counts = {day: shard.account.quarantined for day, shard in shards.items()}
+    counts = {day: shard.account.quarantined for day, shard in _known(shards).items()}
     return _judge_share(shards, counts, "rows in quarantine", present)
 
 
-def judge_schema(shards: Mapping[str, Shard]) -> Verdict:
+def judge_schema(shards: Shards) -> Verdict:
     """Whether every day has the columns that this version of the program writes."""
     odd = {
         day: f"schema {shard.schema_version}, expected {SCHEMA_VERSION}: export it again"
-        for day, shard in shards.items()
+        for day, shard in _known(shards).items()
         if shard.schema_version != SCHEMA_VERSION
     }
+    odd |= {day: "its manifest cannot be read: export it again" for day, shard in shards.items() if shard is None}
     return _verdict(odd, f"every day has schema {SCHEMA_VERSION}", {})
 
 
-JUDGES: Mapping[str, Callable[[Mapping[str, Shard]], Verdict]] = {
+JUDGES: Mapping[str, Callable[[Shards], Verdict]] = {
     "volume_is_as_usual": judge_volume,
     "duplicates_are_as_usual": judge_duplicates,
     "quarantine_is_as_usual": judge_quarantine,
@@ -90,8 +95,8 @@ JUDGES: Mapping[str, Callable[[Mapping[str, Shard]], Verdict]] = {
 }
 
 
-def _judge_share(shards: Mapping[str, Shard], counts: Mapping[str, int], noun: str, present: date | None) -> Verdict:
-    shares = {day: counts[day] / max(1, shard.account.stored) for day, shard in shards.items()}
+def _judge_share(shards: Shards, counts: Mapping[str, int], noun: str, present: date | None) -> Verdict:
+    shares = {day: counts[day] / max(1, shard.account.stored) for day, shard in _known(shards).items()}
     odd = {}
     for day in _judged_days(counts, present):
         if counts.get(day, 0) < _LEAST_ROWS or shares[day] < _SHARE:
@@ -99,7 +104,11 @@ def _judge_share(shards: Mapping[str, Shard], counts: Mapping[str, int], noun: s
         usual = [shares[each] for each in _days_before(day) if each in shares]
         if len(usual) >= FEWEST_DAYS and shares[day] > _upper(usual):
             odd[day] = f"{counts[day]:,} {noun}, {shares[day]:.1%} of what was stored"
-    return _verdict(odd, f"{noun} of the last days are no more than usual", counts)
+    return _verdict(odd, f"{noun} of the last days are no more than usual", {})
+
+
+def _known(shards: Shards) -> dict[str, Shard]:
+    return {day: shard for day, shard in shards.items() if shard is not None}
 
 
 def _judged_days(days: Iterable[str], present: date | None) -> list[str]:

@@ -7,11 +7,9 @@ cut off in the middle is no decision and goes. At every moment `champion` points
 """
 
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import msgspec
 
@@ -19,11 +17,18 @@ from ingest.errors import InvalidTrainingPolicy, ModelMissing, SourceMissing, Tr
 from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, sync_folder
 from ingest.settings import Settings
 from tds_dagster.curate.artifacts import locked, made_now
-from tds_dagster.curate.folders import remove_unfinished
+from tds_dagster.curate.folders import remove_unfinished, replace_link
 from tds_dagster.datasets.manifest import Dataset, read_dataset
 from tds_dagster.datasets.recipe import MODELS
-from tds_dagster.training.contract import Prediction, Predictor, open_predictor
-from tds_dagster.training.manifest import CHAMPION, Model, champion_of, champion_version, read_model
+from tds_dagster.training.contract import Closing, Prediction, Predictor, open_predictor
+from tds_dagster.training.manifest import (
+    CHAMPION,
+    Model,
+    champion_of,
+    champion_version,
+    read_model,
+    trained_versions,
+)
 from tds_dagster.training.questions import LabelledRow, checked_question, read_split
 
 PROMOTIONS = "promotions.jsonl"
@@ -72,7 +77,7 @@ def settle(paths: DataPaths, model: str) -> None:
     _cut_off_half_a_line(home / PROMOTIONS)
     promoted = [each for each in decisions(paths, model) if each.promoted]
     if promoted and champion_version(paths, model) != promoted[-1].challenger:
-        _point_at(home, promoted[-1].challenger)
+        replace_link(home / CHAMPION, promoted[-1].challenger)
 
 
 def decide(settings: Settings, challenger: Model, dataset: Dataset, *, margin: float) -> Decision:
@@ -82,14 +87,14 @@ def decide(settings: Settings, challenger: Model, dataset: Dataset, *, margin: f
     test split by `margin` (0 to 1). Without a champion, or with one whose records were erased, baselines are enough.
     """
     paths, metrics = DataPaths(settings.data_dir), challenger.metrics
-    champion = _present_champion(paths, challenger.model)
+    present, champion = champion_version(paths, challenger.model), _present_champion(paths, challenger.model)
     figures: dict[str, float | int] = {
         "accuracy": metrics.score.accuracy, "rows": metrics.rows, "baseline": metrics.best_baseline[1].accuracy,
         "margin": margin,
     }  # fmt: skip
     promoted, reason = False, _hindrance(paths, challenger, champion)
     if reason is None and (champion is None or champion.is_tainted):
-        promoted, reason = True, f"{_standing(challenger)}, and {_gap(champion)}"
+        promoted, reason = True, f"{_standing(challenger)}, and {_gap(present, champion)}"
     elif reason is None and champion is not None:
         try:
             compared = compare(settings, challenger, champion, dataset)
@@ -104,8 +109,7 @@ def decide(settings: Settings, challenger: Model, dataset: Dataset, *, margin: f
                         "compared_rows": compared.rows, "gain": compared.challenger - compared.champion}  # fmt: skip
     return Decision(
         at=made_now(), model=challenger.model, kind="promotion", challenger=challenger.version,
-        champion=None if champion is None else champion.version, promoted=promoted, reason=reason or "",
-        figures=figures,
+        champion=present, promoted=promoted, reason=reason or "", figures=figures,
     )  # fmt: skip
 
 
@@ -125,9 +129,11 @@ def _standing(challenger: Model) -> str:
     return f"{metrics.score.accuracy:.1%} on {metrics.rows} rows of test {verb} {name} with {best.accuracy:.1%}"
 
 
-def _gap(champion: Model | None) -> str:
-    if champion is None:
+def _gap(present: str | None, champion: Model | None) -> str:
+    if present is None:
         return "there is no champion"
+    if champion is None:
+        return f"the champion {present} is damaged or gone"
     return f"records that the champion {champion.version} was trained on are erased"
 
 
@@ -161,14 +167,13 @@ def record(paths: DataPaths, decision: Decision) -> None:
     """Write a decision down and, if it promotes, move the link. The caller holds the model's lock."""
     home = paths.models(decision.model)
     descriptor = os.open(home / PROMOTIONS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE_FILE)
-    try:
-        os.write(descriptor, msgspec.json.encode(decision) + b"\n")
+    with os.fdopen(descriptor, "ab") as log:  # writes all of it, or raises
+        log.write(msgspec.json.encode(decision) + b"\n")
+        log.flush()
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     sync_folder(home)
     if decision.promoted:
-        _point_at(home, decision.challenger)
+        replace_link(home / CHAMPION, decision.challenger)
 
 
 def rollback(settings: Settings, model: str, to: str | None = None) -> Decision:
@@ -193,7 +198,7 @@ def rollback(settings: Settings, model: str, to: str | None = None) -> Decision:
     return decision
 
 
-class Champion:
+class Champion(Closing):
     """The model in use, loaded: `champion.predict([question, …])`. `with` closes it."""
 
     def __init__(self, settings: Settings, model: Model) -> None:
@@ -222,14 +227,6 @@ class Champion:
     def close(self) -> None:
         """End what a trainer's own process runs; again does nothing."""
         self._predictor.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _err: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def load_champion(settings: Settings, model: str) -> Champion:
@@ -296,7 +293,7 @@ def _earlier_champion(paths: DataPaths, model: str, present: str | None) -> str:
         version = decision.champion
         if version is None:
             break
-        if version != present and (paths.model(model, version) / "manifest.json").is_file():
+        if version != present and version in trained_versions(paths, model):
             return version
     raise ModelMissing(
         f"model {model}: no earlier champion is there to go back to; `ls {paths.models(model)}` shows the versions, "
@@ -305,17 +302,13 @@ def _earlier_champion(paths: DataPaths, model: str, present: str | None) -> str:
 
 
 def _version_named(paths: DataPaths, model: str, text: str) -> str:
-    folders = [
-        folder
-        for folder in paths.models(model).glob("*/manifest.json")
-        if folder.parent.name.startswith(text) and not folder.parent.is_symlink()
-    ]
-    if len(folders) != 1 or not text:
+    found = [version for version in trained_versions(paths, model) if version.startswith(text)]
+    if len(found) != 1 or not text:
         raise ModelMissing(
             f"model {model}: --to {text!r}: expected the beginning of one version below {paths.models(model)}, found "
-            f"{len(folders)}"
+            f"{len(found)}"
         )
-    return read_model(folders[0].parent).version
+    return read_model(paths.model(model, found[0])).version
 
 
 def _cut_off_half_a_line(path: Path) -> None:
@@ -328,11 +321,3 @@ def _cut_off_half_a_line(path: Path) -> None:
                 os.fsync(log.fileno())
     except FileNotFoundError:
         return
-
-
-def _point_at(home: Path, version: str) -> None:
-    """Make `champion` a link to a version, in one step."""
-    temporary = home / f".building-{uuid.uuid4().hex}"
-    temporary.symlink_to(version)
-    temporary.replace(home / CHAMPION)
-    sync_folder(home)

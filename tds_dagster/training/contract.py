@@ -17,12 +17,13 @@ import shlex
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO, Protocol, Self
+from typing import IO, Any, BinaryIO, Self
 
 import msgspec
 
@@ -51,22 +52,28 @@ class Prediction(msgspec.Struct, frozen=True):
     score: float | None = None  # how probable it holds it, 0 to 1; None where the trainer does not say
 
 
-class Predictor(Protocol):
-    """A model that answers; `with` closes it."""
+class Closing(ABC):
+    """What `with` closes."""
 
-    def predict(self, questions: Iterable[Mapping[str, object]]) -> Iterator[Prediction]:
-        """An answer for each question, in order. Raises TrainingFailed if there is none, or a wrong one."""
-
+    @abstractmethod
     def close(self) -> None:
         """End it; again does nothing."""
 
     def __enter__(self) -> Self:
-        """The predictor itself."""
+        return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+        self, _kind: type[BaseException] | None, _err: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        self.close()
+
+
+class Predictor(Closing):
+    """A model that answers."""
+
+    @abstractmethod
+    def predict(self, questions: Iterable[Mapping[str, object]]) -> Iterator[Prediction]:
+        """An answer for each question, in order. Raises TrainingFailed if there is none, or a wrong one."""
 
 
 def trainer_command(settings: Settings, last_lines: Path | None = None) -> list[str]:
@@ -134,7 +141,7 @@ def open_predictor(settings: Settings, model: str, folder: Path, trainer: str) -
     return _ProcessPredictor(settings, folder)
 
 
-class _ProcessPredictor:
+class _ProcessPredictor(Predictor):
     """The trainer's command with `--predict`: a line out, a line in."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
@@ -157,16 +164,7 @@ class _ProcessPredictor:
             yield self._prediction(self._answer())
 
     def close(self) -> None:
-        _end(self._process)
-        self._listener.join(_END_TIMEOUT_S)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _err: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
+        _end(self._process, self._listener)
 
     def _listen(self) -> None:
         for line in _lines(self._process.stderr):
@@ -182,12 +180,14 @@ class _ProcessPredictor:
             raise self._failed("it ended before a question") from err
 
     def _answer(self) -> bytes:
-        """The next line of its output; select and no `readline`, so that one that hangs does not hang us."""
+        """The next line of its output; no `readline`, so that one that hangs does not hang us."""
         pipe = self._process.stdout
         if pipe is None:
             raise self._failed("it has no output")
+        readable = select.poll()  # not `select`, which ends at the 1024th open file
+        readable.register(pipe, select.POLLIN)
         while b"\n" not in self._rest:
-            if not select.select([pipe], [], [], ANSWER_TIMEOUT_S)[0]:
+            if not readable.poll(ANSWER_TIMEOUT_S * 1000):
                 raise self._failed(f"no answer within {ANSWER_TIMEOUT_S:.0f} s, expected a line for each, flushed")
             piece = os.read(pipe.fileno(), 1 << 16)
             if not piece:
@@ -207,8 +207,7 @@ class _ProcessPredictor:
         return found
 
     def _failed(self, what: str) -> TrainingFailed:
-        _end(self._process)
-        self._listener.join(_END_TIMEOUT_S)
+        _end(self._process, self._listener)
         return TrainingFailed(
             f'{trainer_name(self._settings)} --predict: {what}; expected {{"prediction": "…", "score": 0.9}} for each '
             f"question; correct the trainer. {_log(self._last)}"
@@ -223,8 +222,12 @@ def _lines(pipe: IO[bytes] | None) -> Iterator[str]:
             yield text
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close its pipes and wait for it; ask it to end, and kill it, if it does not."""
+def _end(process: subprocess.Popen[bytes], listener: threading.Thread | None = None) -> None:
+    """Wait for it, its stdin closed; ask it to end, and kill it, if it does not. Then close its other pipes.
+
+    `listener` reads its stderr to the end: not before, or what it said last would be lost. Where something that the
+    process left behind holds the pipe open, it stays with the listener.
+    """
     if process.stdin is not None:
         with suppress(BrokenPipeError):  # it is gone, with a question in the pipe
             process.stdin.close()
@@ -235,7 +238,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
         process.wait()
-    for pipe in (process.stdout, process.stderr):
+    if listener is not None:
+        listener.join(_END_TIMEOUT_S)
+    is_read = listener is None or not listener.is_alive()
+    for pipe in (process.stdout, process.stderr if is_read else None):
         if pipe is not None:
             pipe.close()
 
@@ -332,18 +338,19 @@ def _reporting() -> Iterator[Report]:
     with open_dagster_pipes(params_loader=loader) as pipes:
 
         def tell(message: str, figures: Figures) -> None:
-            pipes.log.info(_sentence(message, figures))
+            pipes.log.info(sentence_of(message, figures))
             pipes.report_custom_message({"message": message, "figures": dict(figures)})
 
         yield tell
 
 
 def _print(message: str, figures: Figures) -> None:
-    sys.stderr.write(f"{_sentence(message, figures)}\n")
+    sys.stderr.write(f"{sentence_of(message, figures)}\n")
     sys.stderr.flush()
 
 
-def _sentence(message: str, figures: Figures) -> str:
+def sentence_of(message: str, figures: Figures) -> str:
+    """A report as a line: `epoch 1: loss 0.4, rows 120`."""
     told = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                      for name, value in figures.items())  # fmt: skip
     return f"{message}: {told}" if told else message

@@ -20,7 +20,7 @@ from tds_dagster.curate.day import CuratedDay, read_curated
 from tds_dagster.curate.raw import RawDay, RawDays, open_raw
 from tds_dagster.datasets.manifest import Dataset, SourceDay, find_dataset, read_dataset
 from tds_dagster.export.manifest import Shard
-from tds_dagster.training.manifest import Model, find_model
+from tds_dagster.training.manifest import Model, champion_version, find_model
 
 State = Literal["unchanged", "changed", "erased", "missing"]
 STATES: tuple[State, ...] = ("unchanged", "changed", "erased", "missing")
@@ -112,12 +112,11 @@ def spans(days: Sequence[DayLineage]) -> list[Span]:
 
 def _traced(paths: DataPaths, model: Model | None, dataset: Dataset | None) -> Lineage:
     name = model.model if model is not None else dataset.model if dataset is not None else ""
-    champion = paths.models(name) / "champion"
     return Lineage(
         model=name,
         version=None if model is None else model.version,
         path=None if model is None else str(model.folder),
-        is_champion=model is not None and champion.is_symlink() and champion.resolve() == model.folder.resolve(),
+        is_champion=model is not None and champion_version(paths, name) == model.version,
         is_tainted=model is not None and model.is_tainted,
         dataset=model.dataset if model is not None else dataset.version if dataset is not None else "",
         dataset_path=None if dataset is None else str(dataset.folder),

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from ingest.errors import DamagedFile, ModelMissing
+from ingest.errors import ModelMissing
 from ingest.pipeline.partitions import DataPaths
-from tds_dagster.curate.folders import FolderFile
-from tds_dagster.curate.seal import find_flaw, seal
+from tds_dagster.curate.folders import FolderFile, read_pointer, read_sealed
+from tds_dagster.curate.seal import seal
 from tds_dagster.curate.sql import glob_escaped
 from tds_dagster.datasets.recipe import MODELS
 from tds_dagster.training.metrics import Metrics
@@ -66,22 +66,7 @@ def read_model(folder: Path) -> Model:
 
     Raises ModelMissing if there is none, one that somebody changed, or none that this version of the program reads.
     """
-    try:
-        content = (folder / MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as err:
-        raise ModelMissing(f"{folder}: expected a model's folder with {MANIFEST}; train one with `tds train`") from err
-    flaw = find_flaw(content)
-    if flaw is not None:
-        raise ModelMissing(
-            f"{folder / MANIFEST}: changed at byte {flaw.offset} ({flaw.field or 'between its fields'}), "
-            "expected it as it was written; train the model again"
-        )
-    try:
-        found = msgspec.json.decode(content, type=Model)
-    except (msgspec.ValidationError, msgspec.DecodeError) as err:
-        raise ModelMissing(
-            f"{folder / MANIFEST}: not a manifest as this version writes it ({err}); train it again"
-        ) from err
+    found = read_sealed(folder / MANIFEST, Model, ModelMissing, noun="model", make="train one with `tds train`")
     return msgspec.structs.replace(found, path=folder)
 
 
@@ -130,14 +115,13 @@ def trained_versions(paths: DataPaths, model: str) -> list[str]:
 
 def latest_trained(paths: DataPaths, model: str) -> Model | None:
     """The version that was trained last; None if there is none. Raises DamagedFile, ModelMissing."""
-    pointer = paths.models(model) / LATEST
-    try:
-        version = msgspec.json.decode(pointer.read_bytes(), type=dict[str, str])["version"]
-    except FileNotFoundError:
-        return None
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as err:
-        raise DamagedFile(f"{pointer}: expected a version such as the next training writes it; train again") from err
-    return read_model(paths.model(model, version))
+    version = latest_trained_version(paths, model)
+    return None if version is None else read_model(paths.model(model, version))
+
+
+def latest_trained_version(paths: DataPaths, model: str) -> str | None:
+    """Its version, whether or not that can be read. Raises DamagedFile."""
+    return read_pointer(paths.models(model) / LATEST, make="train the model")
 
 
 def champion_version(paths: DataPaths, model: str) -> str | None:

@@ -5,13 +5,13 @@ one built or trained last; and every dataset that a model which stays was traine
 days.
 """
 
-from ingest.errors import DamagedFile, ModelMissing
+from ingest.errors import ModelMissing
 from ingest.pipeline.partitions import DataPaths
 from tds_dagster.curate.artifacts import locked
 from tds_dagster.curate.folders import remove_finished
 from tds_dagster.datasets.manifest import MANIFEST, latest_version
 from tds_dagster.training.champion import decisions
-from tds_dagster.training.manifest import champion_version, latest_trained, read_model, trained_versions
+from tds_dagster.training.manifest import champion_version, latest_trained_version, read_model, trained_versions
 
 _FORMER_CHAMPIONS = 3
 
@@ -30,7 +30,10 @@ def prune_datasets(paths: DataPaths, model: str, keep: int) -> list[str]:
     """Remove old versions of a dataset; gives those that went."""
     with locked(paths, f"dataset_{model}"):
         versions = _built_versions(paths, model)
-        stay = {*versions[-keep:], latest_version(paths, model), *_trained_on(paths, model)}
+        trained_on = _trained_on(paths, model)
+        if trained_on is None:
+            return []
+        stay = {*versions[-keep:], latest_version(paths, model), *trained_on}
         gone = [version for version in versions if version not in stay]
         for version in gone:
             remove_finished(paths.dataset(model, version))
@@ -39,12 +42,8 @@ def prune_datasets(paths: DataPaths, model: str, keep: int) -> list[str]:
 
 def _in_use(paths: DataPaths, model: str) -> set[str | None]:
     promoted = [each.challenger for each in decisions(paths, model) if each.promoted]
-    try:
-        latest = latest_trained(paths, model)
-    except (DamagedFile, ModelMissing):
-        latest = None
     former = list(dict.fromkeys(reversed(promoted)))[: 1 + _FORMER_CHAMPIONS]
-    return {champion_version(paths, model), None if latest is None else latest.version, *former}
+    return {champion_version(paths, model), latest_trained_version(paths, model), *former}
 
 
 def _built_versions(paths: DataPaths, model: str) -> list[str]:
@@ -54,11 +53,9 @@ def _built_versions(paths: DataPaths, model: str) -> list[str]:
     return [path.parent.name for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path))]
 
 
-def _trained_on(paths: DataPaths, model: str) -> set[str]:
-    found = set()
-    for version in trained_versions(paths, model):
-        try:
-            found.add(read_model(paths.model(model, version)).dataset)
-        except ModelMissing:  # damaged: what it was trained on it does not say
-            continue
-    return found
+def _trained_on(paths: DataPaths, model: str) -> set[str] | None:
+    """The datasets of all models in place; None if one does not say, for then any dataset may be its."""
+    try:
+        return {read_model(paths.model(model, version)).dataset for version in trained_versions(paths, model)}
+    except ModelMissing:
+        return None

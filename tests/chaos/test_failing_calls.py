@@ -152,7 +152,9 @@ def _in_a_child(work: Callable[[Settings, Path], int], settings: Settings, notes
             os._exit(status)
     handle = os.pidfd_open(process)
     try:
-        if not select.select([handle], [], [], _DEADLINE_S)[0]:
+        ended = select.poll()
+        ended.register(handle, select.POLLIN)
+        if not ended.poll(_DEADLINE_S * 1000):
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             return 98

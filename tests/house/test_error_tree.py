@@ -75,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "ingest/pipeline/synapse.py": {"TimeoutError"},  # redis-py's own, which redis_errors around it turns into ours
     "ingest/pipeline/partitions.py": {"ValueError"},  # filing_day: the writer quarantines the line
     "ingest/records.py": {"ValueError"},  # read_row: a row that this project did not write
+    "tds_dagster/curate/folders.py": {"refuse"},  # the caller's class, by its type one of the family
     "tds_dagster/training/questions.py": {"ValueError"},  # a line of a dataset, which read_split tells with its file
     "tds_dagster/cli/alert.py": {"BadParameter"},  # typer's own, for exit 2 and the usage line
     "tds_dagster/cli/erase.py": {"BadParameter"},  # typer's own, for exit 2 and the usage line

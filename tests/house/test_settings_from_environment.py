@@ -200,3 +200,9 @@ def test_a_key_of_redaction_reaches_no_log_and_no_message_and_is_not_too_short()
 def test_misspelt_variables_can_be_found() -> None:
     environ = {"TDS_REDIS_ULR": "x", "TDS_REQUIRE_ALL": "1", "TDS_SOURCE": "x", "PATH": "/bin", "TDS_A": ""}
     assert unknown_variables(environ) == ["TDS_A", "TDS_REDIS_ULR"]
+
+
+def test_a_wrong_address_of_a_webhook_is_not_shown() -> None:
+    with pytest.raises(InvalidSetting, match=r"TDS_ALERT_URL=\*\*\*") as caught:
+        read_settings({"TDS_ALERT_URL": "htps://hooks.example.com/T00/secret"})
+    assert "T00" not in str(caught.value)

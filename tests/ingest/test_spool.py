@@ -21,6 +21,7 @@ from ingest.pipeline import spool as spool_module
 from ingest.pipeline.spool import Spool, SpooledProducer, SpoolReader, blank_written, read_counters
 from tests.parts import csv_rows
 
+pytestmark = pytest.mark.usefixtures("closed_spools")
 SEGMENT = 4096
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ingest import Settings
 from ingest.errors import AlertFailed
-from tds_dagster.automation import webhook
+from tds_dagster.automation import alerts, webhook
 from tds_dagster.automation.alerts import alert_failed_checks, alert_failed_runs
 from tds_dagster.automation.webhook import Alert, post
 from tds_dagster.cli.app import app
@@ -246,3 +246,19 @@ def test_without_an_address_the_sensors_say_so_and_later_tell_nothing_old(
         assert watching.tick() == "watches from now on"
         watching.tick()
     assert not hook.taken
+
+
+def test_a_tick_with_a_slow_webhook_ends_in_time_and_the_next_one_goes_on(
+    instance: dg.DagsterInstance, hook: Webhook, daemon: Callable[[dg.SensorDefinition], Daemon],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    watching = daemon(alert_failed_runs)
+    watching.tick()
+    failed = [run(instance, "run") for _ in range(3)]
+    monkeypatch.setattr(alerts, "TICK_S", 0.05)
+    hook.delay_s = 0.1
+    assert watching.tick() == "told of 1 failed runs; the webhook is slow, the others wait"
+    hook.delay_s = 0.0
+    monkeypatch.undo()
+    assert watching.tick() == "told of 2 failed runs"
+    assert [alert["run_id"] for alert in hook.taken] == failed

@@ -1,5 +1,6 @@
 """What is unusual about a day is told from the weeks before it; what is usual is not."""
 
+import json
 from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import cast
 
 import pytest
 
-from ingest.pipeline.partitions import DataPaths
+from ingest.errors import SourceMissing, SplitLeak
+from ingest.pipeline.partitions import DataPaths, manifest_of
 from ingest.records import SCHEMA_VERSION
 from tds_dagster.datasets.manifest import ROWS
-from tds_dagster.datasets.overlap import Overlap, find_overlap
+from tds_dagster.datasets.written_splits import check_written_splits
 from tds_dagster.export import export_range
 from tds_dagster.export.expectations import (
     Verdict,
@@ -113,17 +115,41 @@ def test_they_are_read_from_the_manifests_of_real_shards(raw_store: RawStore) ->
     raw_store.store("events", record, record, raw_store.record("events"))
     export_range(raw_store.paths, "events", DAY, DAY)
     found = read_shards(raw_store.paths, "events")
-    assert {day: (shard.rows, shard.account.duplicates) for day, shard in found.items()} == {DAY: (2, 1)}
+    assert {day: (shard.rows, shard.account.duplicates) for day, shard in found.items() if shard} == {DAY: (2, 1)}
     assert read_shards(raw_store.paths, "tasks") == {}
 
 
-def test_what_two_splits_share_is_found_in_the_rows_that_were_written(tmp_path: Path) -> None:
+def test_a_manifest_that_cannot_be_read_is_named_and_is_no_day_without_rows(raw_store: RawStore) -> None:
+    raw_store.store("events", raw_store.record("events"))
+    export_range(raw_store.paths, "events", DAY, DAY)
+    manifest_of(raw_store.paths.shard("events", DAY)).write_text("{")
+    found = read_shards(raw_store.paths, "events")
+    assert found == {DAY: None}
+    assert judge_schema(found).days == [DAY]
+    usual: dict[str, Shard | None] = {**shards(*[100] * 20)}
+    usual[days(1)[0]] = None
+    assert judge_volume(usual, PRESENT).passed
+
+
+@pytest.mark.parametrize("differs", ["in nothing", "in its record", "in its session and record"])
+def test_what_two_splits_share_is_found_in_the_files_that_were_written(tmp_path: Path, differs: str) -> None:
     root = tmp_path / "data"
     store_sessions(root, range(40))
     dataset = build(root, "task_completion")
-    assert find_overlap(DataPaths(root), dataset) == Overlap(0, 0, 0)
-    rows = dataset.folder / ROWS
-    first, *others = rows.read_bytes().splitlines(keepends=True)
-    rows.write_bytes(b"".join([first, *others, first.replace(b'"train"', b'"test"')]))
-    found = find_overlap(DataPaths(root), dataset)
-    assert (found, found.is_none) == (Overlap(1, 1, 1), False)
+    check_written_splits(DataPaths(root), dataset)
+    listed, entry = dataset.folder / ROWS, b""
+    for entry in listed.read_bytes().splitlines(keepends=True):
+        if b'"train"' in entry:
+            break
+    row = (dataset.folder / "train.jsonl").read_bytes().splitlines(keepends=True)[0]
+    told = json.loads(entry) | {"split": "test"}
+    told |= {} if differs == "in nothing" else {"record_id": "another"}
+    told |= {"session_id": "another"} if differs == "in its session and record" else {}
+    with listed.open("ab") as out, (dataset.folder / "test.jsonl").open("ab") as test:
+        out.write(json.dumps(told).encode() + b"\n")
+        test.write(row.replace(json.loads(row)["record_id"].encode(), b"another"))
+    with pytest.raises(SplitLeak, match=r"session|record|example"):
+        check_written_splits(DataPaths(root), dataset)
+    (dataset.folder / "test.jsonl").write_bytes(b"")
+    with pytest.raises(SourceMissing, match="build the dataset again"):
+        check_written_splits(DataPaths(root), dataset)

@@ -326,7 +326,7 @@ def test_killed_at_any_step_the_next_training_ends_it(lab: Lab, step: int, monke
     with monkeypatch.context() as faults:
         for module, name in [
             (run, "put_in_place"), (run, "replacing"), (run, "decide"), (run, "record"), (run, "prune_models"),
-            (champion, "_point_at"), (run, "synced_file"), (run, "measure"), (run, "model_card"), (run, "settle"),
+            (champion, "replace_link"), (run, "synced_file"), (run, "measure"), (run, "model_card"), (run, "settle"),
             (run, "described_files"),
         ]:  # fmt: skip
             real = getattr(module, name)
@@ -428,3 +428,28 @@ def test_an_hour_later_sessions_of_other_days_make_another_version(lab: Lab) -> 
     store_sessions(lab.paths.root, range(200, 220), day="2024-05-16")
     lab.again(0)
     assert lab.train(RIGHT).model.version != first.model.version
+
+
+def test_a_link_that_was_not_put_in_place_stops_nothing(lab: Lab) -> None:
+    lab.train(RIGHT)
+    (lab.home / ".building-left").symlink_to("nowhere")
+    lab.again(1)
+    assert lab.train(RIGHT).model.version
+    assert not list(lab.home.glob(".building-*"))
+
+
+def test_a_champion_that_is_damaged_is_replaced_and_the_reason_says_so(lab: Lab) -> None:
+    first = lab.train(RIGHT)
+    (first.model.folder / MANIFEST).write_text("{")
+    lab.again(1)
+    decision = lab.train(RIGHT, margin=0.5).decision
+    assert (decision.promoted, decision.champion) == (True, first.model.version)
+    assert f"the champion {first.model.version} is damaged or gone" in decision.reason
+
+
+def test_no_dataset_is_removed_while_a_model_does_not_say_which_one_it_is_of(lab: Lab) -> None:
+    first = lab.train(RIGHT)
+    for seed in range(1, 4):
+        lab.again(seed)
+    (first.model.folder / MANIFEST).write_text("{")
+    assert prune_datasets(lab.paths, MODEL, 1) == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -99,6 +100,21 @@ def test_each_question_is_answered_before_the_next_one_is_asked(tmp_path: Path) 
     with predictor_of(settings, tmp_path) as predictor:
         for prediction in predictor.predict(questions()):
             answered.append(prediction)
+
+
+def test_a_process_with_thousands_of_open_files_gets_its_answers(tmp_path: Path) -> None:
+    settings = settings_with(tmp_path, SHELL)
+    run_in_subprocess(settings, tmp_path / "dataset", tmp_path / "output")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with predictor_of(settings, tmp_path) as predictor:
+            assert [answer.prediction for answer in predictor.predict([{}])] == ["3"]
+    finally:
+        for handle in opened:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_what_a_trainer_prints_while_it_answers_is_no_answer(tmp_path: Path) -> None:
@@ -206,10 +222,10 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):  # the second one: it went between the two looks
         return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize("arguments", [[], ["dataset"], ["dataset", "output", "--predict", "output"], ["a", "b", "c"]])
