@@ -1,6 +1,6 @@
 """Lives through the whole way without a hand on it: `tds up`, real runs day by day, trainings that start by themselves.
 
-    python -m benchmarks.retraining_story --log airline_runs.jsonl.gz [--batches 4] [--write]
+    python -m benchmarks.retraining_story --log airline_runs.jsonl.gz [--batches 14] [--write]
 
 `tds up` starts over an empty data folder. A log of chat runs (`tds import --format openai-chat`) comes in batches, its
 days shifted so that the last of them is yesterday; between batches nothing is done but to wait until the platform
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -31,8 +32,9 @@ from tds_dagster.training.confusion import score_text
 from tds_dagster.training.manifest import find_model
 
 PAGE = Path(__file__).with_name("RESULTS-retraining-story.md")
-POLICY = "[default]\nnew_rows = 100\nmargin = 0.01\n"
-DAYS_A_BATCH = 5
+POLICY = "[default]\nnew_rows = 50\nmargin = 0.01\n"
+DAYS_A_BATCH = 2
+FIRST_BATCH = 3  # times as many runs as the others have: what a team has when it begins
 RESTS_AFTER_S = 75  # without a run: two ticks of the slowest sensor, and a run that starts
 _UNDER_WAY = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
 
@@ -41,7 +43,7 @@ def main() -> None:
     """Run it and print the timeline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, required=True, help="runs of a chat agent, JSON lines, also .gz")
-    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=14)
     parser.add_argument("--write", action="store_true", help=f"keep the page, {PAGE.name}")
     asked = parser.parse_args()
     with working_folder() as folder:
@@ -67,7 +69,7 @@ def _live(folder: Path, log: Path, batches: int) -> str:
             with dg.DagsterInstance.from_config(str(settings.data_dir / "dagster")) as instance:
                 for n, part in enumerate(_parts(log, folder, batches)):
                     start = first + timedelta(days=n * DAYS_A_BATCH)
-                    imports.append((datetime.now(UTC), f"{part.stem}: {start} and {DAYS_A_BATCH - 1} days more"))
+                    imports.append((datetime.now(UTC), f"{part.stem}: {start} and {DAYS_A_BATCH - 1} more"))
                     arguments = ["import", str(part), "--format", "openai-chat", "--start", str(start)]
                     subprocess.run([*tds, *arguments, "--days", str(DAYS_A_BATCH)], env=environment, check=True)
                     tell(f"batch {n + 1} is imported; waiting until the platform rests")
@@ -82,10 +84,11 @@ def _parts(log: Path, folder: Path, batches: int) -> Iterator[Path]:
     """The log's runs in as many files, in their order."""
     with gzip.open(log) if log.suffix == ".gz" else log.open("rb") as lines:
         runs = [line for line in lines if line.strip()]
-    size = -(-len(runs) // batches)
-    for n in range(batches):
-        path = folder / f"batch {n + 1}, {len(runs[n * size : (n + 1) * size])} runs.jsonl"
-        path.write_bytes(b"".join(runs[n * size : (n + 1) * size]))
+    size = -(-len(runs) // (batches + FIRST_BATCH - 1))
+    ends = [size * (FIRST_BATCH + n) for n in range(batches)]
+    for n, (start, end) in enumerate(pairwise([0, *ends]), 1):
+        path = folder / f"batch {n}, {len(runs[start:end])} runs.jsonl"
+        path.write_bytes(b"".join(runs[start:end]))
         yield path
 
 
@@ -122,7 +125,7 @@ def _page(
         "# Retraining that starts itself, on real runs",
         "",
         (
-            f"Written by `python -m benchmarks.retraining_story --write` on {began.date()}. Policy: 100 new rows, "
+            f"Written by `python -m benchmarks.retraining_story --write` on {began.date()}. Policy: 50 new rows, "
             "a margin of one point. After its start nobody touched the platform; the log came in by `tds import`."
         ),
         "",

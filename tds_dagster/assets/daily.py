@@ -19,13 +19,13 @@ from ingest.records import KINDS, Kind
 from ingest.redaction.redactor import open_redactor
 from ingest.settings import Settings
 from tds_dagster import curate, export
-from tds_dagster.assets.raw import OWNERS, column_schema
+from tds_dagster.assets.raw import OWNERS, column_lineage, column_schema
 from tds_dagster.automation.checks import (
     CHECK,
     accounting_result,
     accounting_spec,
-    expectation_results,
-    expectation_specs,
+    day_check_results,
+    day_check_specs,
 )
 from tds_dagster.automation.conditions import when_its_source_changed
 from tds_dagster.curate import CuratedDay
@@ -47,12 +47,13 @@ def daily_specs(kind: Kind) -> Sequence[dg.AssetSpec]:
         _spec(
             kind, "curated", "raw", curate.code_version(), {"parquet", "duckdb"},
             f"{kind.name} of a day as Parquet: typed, deduplicated, sorted by (timestamp, record_id). "
-            "Rows that do not parse are in quarantine, each with its reason.",
+            "Rows that do not parse are in quarantine, each with its reason. See docs/files.md.",
         ),
         _spec(
             kind, "exports", "curated", export.code_version(), {"json"},
             f"{kind.name} of a day as JSONL. A run over more than one day also writes them as one range file "
-            f"and refreshes training/{kind.name}_training.jsonl. Days are curated first where that is needed.",
+            f"and refreshes training/{kind.name}_training.jsonl. Days are curated first where that is needed. "
+            "See docs/exports.md.",
         ),
     ]  # fmt: skip
 
@@ -64,7 +65,11 @@ def _spec(kind: Kind, group: str, source: str, code_version: str, kinds: set[str
         skippable=True,
         group_name=group,
         description=description,
-        metadata={"dagster/column_schema": column_schema(kind)},
+        metadata={
+            "dagster/column_schema": column_schema(kind),
+            # No stage of a day joins or computes columns: each comes from the one of its name.
+            "dagster/column_lineage": column_lineage(source, {name: [f"{kind.name}.{name}"] for name in kind.types}),
+        },
         code_version=code_version,
         automation_condition=when_its_source_changed(),
         freshness_policy=FRESH,
@@ -81,7 +86,7 @@ def daily_assets(kind: Kind) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name=f"daily_{kind.name}",
         specs=daily_specs(kind),
-        check_specs=[accounting_spec(kind.name), *expectation_specs(kind.name)],
+        check_specs=[accounting_spec(kind.name), *day_check_specs(kind.name)],
         can_subset=True,
         backfill_policy=dg.BackfillPolicy.single_run(),
         # For a full disk or a locked database; what a stage refuses is not tried again (_refusal).
@@ -94,10 +99,10 @@ def daily_assets(kind: Kind) -> dg.AssetsDefinition:
         # Who asks for exports gets them from raw, as from `tds export`: what is curated already costs next to nothing.
         stages: Sequence[Stage] = ("curated", "exports") if "exports" in groups else ("curated",)
         refused = (yield from _build(context, settings, kind.name, stages)) if groups else {}
-        paths, checks = DataPaths(settings.data_dir), {key.name for key in context.selected_asset_check_keys}
+        checks = {key.name for key in context.selected_asset_check_keys}
         if CHECK in checks:
-            yield accounting_result(paths, kind.name)
-        yield from expectation_results(paths, kind.name, sorted(checks - {CHECK}))
+            yield accounting_result(DataPaths(settings.data_dir), kind.name)
+        yield from day_check_results(settings, kind.name, sorted(checks - {CHECK}), refused if groups else None)
         if refused:
             raise _refusal(kind.name, refused)
 

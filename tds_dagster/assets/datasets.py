@@ -13,7 +13,7 @@ from pydantic import Field
 from ingest.pipeline.partitions import DataPaths
 from ingest.records import KINDS
 from ingest.settings import Settings
-from tds_dagster.assets.raw import OWNERS
+from tds_dagster.assets.raw import OWNERS, column_lineage
 from tds_dagster.automation.checks import dataset_results, dataset_specs
 from tds_dagster.datasets.build import build_dataset, code_version, model_named
 from tds_dagster.datasets.manifest import Dataset
@@ -81,8 +81,12 @@ def dataset_asset(model: Model) -> dg.AssetsDefinition:
         key=["datasets", model],
         deps=[["exports", kind] for kind in KINDS],
         group_name="datasets",
-        description=f"{module.DESCRIPTION} Train, validation and test, a card and a manifest, in a folder a version.",
-        metadata={"dagster/column_schema": _column_schema(module.FEATURES)},
+        description=f"{module.DESCRIPTION} Train, validation and test, a card and a manifest, in a folder a version. "
+        "See docs/datasets.md.",
+        metadata={
+            "dagster/column_schema": _column_schema(module.FEATURES),
+            "dagster/column_lineage": column_lineage("exports", module.COLUMNS_FROM),
+        },
         code_version=code_version(),
         owners=OWNERS,
         kinds={"json", "huggingface"},
@@ -95,12 +99,11 @@ def dataset_asset(model: Model) -> dg.AssetsDefinition:
         built = build_dataset(settings, read_recipe(model, config.model_dump()))
         for warning in built.warnings:
             context.log.warning(warning)
-        paths = DataPaths(settings.data_dir)
-        prune_datasets(paths, model, settings.keep_versions)
+        prune_datasets(DataPaths(settings.data_dir), model, settings.keep_versions)
         yield dg.MaterializeResult(
             data_version=dg.DataVersion(built.version),
             metadata=_metadata(built),
-            check_results=dataset_results(paths, built),
+            check_results=dataset_results(settings, built),
         )
 
     return dataset

@@ -3,7 +3,7 @@
 The writer makes these files, not Dagster: the sensor in `automation.sensors` reports which days changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
@@ -29,13 +29,29 @@ def column_schema(kind: Kind) -> dg.TableSchema:
     )
 
 
+def column_lineage(group: str, columns_from: Mapping[str, Sequence[str]]) -> dg.TableColumnLineage:
+    """Which columns of the stage before, as `<kind>.<column>`, each column is made of."""
+    return dg.TableColumnLineage(
+        {
+            name: [dg.TableColumnDep(dg.AssetKey([group, kind]), column) for kind, column in map(_parted, sources)]
+            for name, sources in columns_from.items()
+        }
+    )
+
+
+def _parted(source: str) -> tuple[str, str]:
+    kind, _, column = source.partition(".")
+    return kind, column
+
+
 def raw_specs() -> Sequence[dg.AssetSpec]:
     """`raw/<kind>` for every kind: external, a partition a day."""
     return [
         dg.AssetSpec(
             ["raw", kind.name],
             group_name="raw",
-            description=f"Daily CSV files of {kind.name}: {kind.description}. Appended by the writer alone.",
+            description=f"Daily CSV files of {kind.name}: {kind.description}. Appended by the writer alone. "
+            "See docs/files.md.",
             metadata={
                 "dagster/column_schema": column_schema(kind),
                 "files": f"training/{kind.name}/{kind.name}_YYYY-MM-DD.csv",

@@ -6,18 +6,31 @@ then.) The step that builds the days gives the results itself: a check in a step
 without outputs, and would have no result in just the run that failed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import dagster as dg
 
-from ingest.errors import EngineFailed, SourceMissing, SplitLeak
+from ingest.errors import EngineFailed, RedactionLeak, SourceMissing, SplitLeak, TdsError
 from ingest.pipeline.partitions import DataPaths
+from ingest.settings import Settings
 from tds_dagster.automation.conditions import each_morning
 from tds_dagster.datasets.manifest import Dataset
+from tds_dagster.datasets.written_leaks import first_leak_of
 from tds_dagster.datasets.written_splits import check_written_splits
 from tds_dagster.export.accounting import day_accounts, total_account
-from tds_dagster.export.expectations import JUDGES, read_shards
+from tds_dagster.export.expectations import (
+    Shards,
+    Verdict,
+    judge_duplicates,
+    judge_quarantine,
+    judge_schema,
+    judge_volume,
+    read_shards,
+    verdict_of,
+)
 from tds_dagster.export.plot import rows_plot
+from tds_dagster.export.written_days import judge_columns, judge_leaks, judge_missing, judge_repeats
 
 CHECK = "every_stored_record_is_accounted_for"
 
@@ -52,35 +65,91 @@ def accounting_result(paths: DataPaths, kind: str) -> dg.AssetCheckResult:
     )
 
 
-_EXPECTED = {
-    "volume_is_as_usual": "Rows of each of the last seven days, held against the four weeks before it.",
-    "duplicates_are_as_usual": "The share of rows left out as duplicates, likewise.",
-    "quarantine_is_as_usual": "The share of rows in quarantine, likewise.",
-    "schema_is_the_present_one": "Every day has the columns that this version of the program writes.",
-}
+class _DayCheck(NamedTuple):
+    """A check of a kind's days: of which asset, how bad its failure is, and who judges."""
+
+    group: str
+    severity: dg.AssetCheckSeverity
+    description: str
+    judge: Callable[[Settings, str], Verdict]
 
 
-def expectation_specs(kind: str) -> list[dg.AssetCheckSpec]:
-    """What is unusual about the days of `exports/<kind>`; a warning each, for what is unusual may be right."""
+def _by_manifests(judge: Callable[[Shards], Verdict]) -> Callable[[Settings, str], Verdict]:
+    return lambda settings, kind: judge(read_shards(DataPaths(settings.data_dir), kind))
+
+
+def _by_files(judge: Callable[[DataPaths, str], Verdict]) -> Callable[[Settings, str], Verdict]:
+    return lambda settings, kind: judge(DataPaths(settings.data_dir), kind)
+
+
+LEAK = "nothing_is_left_to_redact"
+_ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
+DAY_CHECKS: Mapping[str, _DayCheck] = {
+    "columns_are_as_declared": _DayCheck(
+        "curated", _ERROR, "The Parquet files of the last seven days have the kind's columns, by name and type.",
+        _by_files(judge_columns),
+    ),
+    "no_record_is_there_twice": _DayCheck(
+        "curated", _ERROR, "No record_id is in the last seven days twice, neither in one of them nor in two.",
+        _by_files(judge_repeats),
+    ),
+    "missing_values_are_as_usual": _DayCheck(
+        "curated", _WARN, "The share of rows without a value, a column, held against the four weeks before.",
+        _by_files(judge_missing),
+    ),
+    LEAK: _DayCheck(
+        "exports", _ERROR, "What the level of redaction promises to be gone is gone: the gate's verdict on the days of "
+        "a run and, in the morning, the shards of the last seven days looked at again.",
+        judge_leaks,
+    ),
+    "volume_is_as_usual": _DayCheck(
+        "exports", _WARN, "Rows of each of the last seven days, held against the four weeks before it.",
+        _by_manifests(judge_volume),
+    ),
+    "duplicates_are_as_usual": _DayCheck(
+        "exports", _WARN, "The share of rows left out as duplicates, likewise.", _by_manifests(judge_duplicates)
+    ),
+    "quarantine_is_as_usual": _DayCheck(
+        "exports", _WARN, "The share of rows in quarantine, likewise.", _by_manifests(judge_quarantine)
+    ),
+    "schema_is_the_present_one": _DayCheck(
+        "exports", _WARN, "Every day has the columns that this version of the program writes.",
+        _by_manifests(judge_schema),
+    ),
+}  # fmt: skip
+
+
+def day_check_specs(kind: str) -> list[dg.AssetCheckSpec]:
+    """The checks of the days of `curated/<kind>` and `exports/<kind>`.
+
+    What is unusual is a warning: it may be right. What a gate should not have let pass is an error.
+    """
     return [
         dg.AssetCheckSpec(
-            name, asset=["exports", kind], description=_EXPECTED[name], automation_condition=each_morning()
+            name, asset=[check.group, kind], description=check.description, automation_condition=each_morning()
         )
-        for name in JUDGES
+        for name, check in DAY_CHECKS.items()
     ]
 
 
-def expectation_results(paths: DataPaths, kind: str, names: Iterable[str]) -> Iterator[dg.AssetCheckResult]:
-    """The verdicts of the checks of these names, from the manifests of the days' shards."""
-    wanted = list(names)
-    shards = read_shards(paths, kind) if wanted else {}
-    for name in wanted:
-        verdict = JUDGES[name](shards)
+def day_check_results(
+    settings: Settings, kind: str, names: Iterable[str], refused: Mapping[str, TdsError] | None
+) -> Iterator[dg.AssetCheckResult]:
+    """The verdicts of the checks of these names. `refused`: the days that a gate refused in this run, None if none ran.
+
+    What is in the way of a check fails that check, and not the step, which has built its days.
+    """
+    for name in names:
+        check = DAY_CHECKS[name]
+        try:
+            verdict = _verdict_of_gate(refused) if name == LEAK and refused is not None else check.judge(settings, kind)
+        except TdsError as err:
+            verdict = Verdict(passed=False, text=f"not judged: {err}")
         yield dg.AssetCheckResult(
             check_name=name,
-            asset_key=["exports", kind],
+            asset_key=[check.group, kind],
             passed=verdict.passed,
-            severity=dg.AssetCheckSeverity.WARN,
+            severity=check.severity,
             description=verdict.text,
             metadata={
                 "days": verdict.days[-20:],
@@ -89,36 +158,46 @@ def expectation_results(paths: DataPaths, kind: str, names: Iterable[str]) -> It
         )
 
 
+def _verdict_of_gate(refused: Mapping[str, TdsError]) -> Verdict:
+    leaks = {day: str(err) for day, err in refused.items() if isinstance(err, RedactionLeak)}
+    return verdict_of(leaks, "the gate looked at each line that this run wrote", {})
+
+
 SHARED, WARNED = "splits_share_nothing", "was_built_without_warnings"
 
 
 def dataset_specs(model: str) -> list[dg.AssetCheckSpec]:
     """The checks of `datasets/<model>`, given by the run that builds it."""
-    shared = "No entity, record or example is in two splits: read again from the rows that were written."
-    warned = "Nothing that somebody who trains on it should know: empty or unseen classes, ids that nothing has."
-    asset = ["datasets", model]
-    return [
-        dg.AssetCheckSpec(SHARED, asset=asset, description=shared),
-        dg.AssetCheckSpec(WARNED, asset=asset, description=warned),
-    ]
+    descriptions = {
+        SHARED: "No entity, record or example is in two splits: read again from the rows that were written.",
+        LEAK: "What the level of redaction promises to be gone is gone: each file that was written is looked at again.",
+        WARNED: "Nothing that somebody who trains on it should know: empty or unseen classes, ids that nothing has.",
+    }
+    return [dg.AssetCheckSpec(name, asset=["datasets", model], description=text) for name, text in descriptions.items()]
 
 
-def dataset_results(paths: DataPaths, built: Dataset) -> list[dg.AssetCheckResult]:
+def dataset_results(settings: Settings, built: Dataset) -> list[dg.AssetCheckResult]:
     """Their verdicts on one version. Rows that cannot be read fail their check, and not the step that built them."""
     try:
-        check_written_splits(paths, built)
+        check_written_splits(DataPaths(settings.data_dir), built)
     except (SplitLeak, SourceMissing, EngineFailed) as err:
-        problem = str(err)
+        shared = str(err)
     else:
-        problem = ""
+        shared = ""
+    leak = first_leak_of(settings, built)
     return [
         dg.AssetCheckResult(
-            check_name=SHARED, passed=not problem, description=problem or "no two splits have anything in common"
+            check_name=SHARED, passed=not shared, description=shared or "no two splits have anything in common"
+        ),
+        dg.AssetCheckResult(
+            check_name=LEAK,
+            passed=leak is None,
+            description=leak or f"nothing is left that level {built.redaction} promises to be gone",
         ),
         dg.AssetCheckResult(
             check_name=WARNED,
             passed=not built.warnings,
-            severity=dg.AssetCheckSeverity.WARN,
+            severity=_WARN,
             description="; ".join(built.warnings) or "no warning",
         ),
     ]

@@ -62,6 +62,7 @@ class Model(Protocol):
     TITLE: str
     DESCRIPTION: str
     FEATURES: Features  # of a row
+    COLUMNS_FROM: Mapping[str, Sequence[str]]  # of each feature, the columns of exports, as `<kind>.<column>`
     ENTITY: Entity
     ENTITIES: tuple[Entity, ...]
 

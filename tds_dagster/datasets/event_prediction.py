@@ -5,7 +5,7 @@ payload of that event is not in the row: it is not known before the event. Order
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from tds_dagster.datasets.examples import Example, document, encode_row, parsed
@@ -28,6 +28,13 @@ FEATURES: Features = {
     "history": ListOf({"event_type": "string", "severity": "string", "timestamp": "timestamp", "payload": "json"}),
     "event_type": "string",
     "severity": "string",
+}
+# Which columns of the exports each feature is made of; corrected outputs of feedback stand for what was logged.
+COLUMNS_FROM: Mapping[str, Sequence[str]] = {
+    **{name: [f"events.{name}"] for name in ("record_id", "session_id", "agent_id", "timestamp")},
+    "history": ["events.event_type", "events.severity", "events.timestamp", "events.payload"],
+    "event_type": ["events.event_type", "feedback.corrected_output"],
+    "severity": ["events.severity", "feedback.corrected_output"],
 }
 FIRST, SHORT = "the first event of its entity, with nothing before it", "less history than the recipe's minimum"
 

@@ -9,7 +9,7 @@ nothing else goes in: no output, error, times or metadata.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from tds_dagster.datasets.examples import Example, document, encode_row
@@ -41,6 +41,23 @@ FEATURES: Features = {
     "completed": "bool",
     "status": "string",
     "retry_count": "int64",
+}
+# Which columns of the exports each feature is made of; corrected outputs of feedback stand for what was logged.
+_OF_EVENTS = ("event_type", "severity", "payload", "timestamp")
+_OF_TOOLS = ("tool_name", "status", "input_params", "output_result", "error", "timestamp")
+_OF_TASKS = ("task_type", "status", "input_data", "output_data", "error", "timestamp")
+COLUMNS_FROM: Mapping[str, Sequence[str]] = {
+    **{name: [f"tasks.{name}"] for name in ("record_id", "task_id", "session_id", "agent_id", "task_type")},
+    **{name: [f"tasks.{name}"] for name in ("priority", "max_retries", "timeout_seconds", "status", "retry_count")},
+    "timestamp": ["tasks.timestamp", "tasks.started_at", "tool_executions.timestamp"],
+    "input": ["tasks.input_data"],
+    "history": [
+        *(f"events.{name}" for name in _OF_EVENTS),
+        *(f"tool_executions.{name}" for name in _OF_TOOLS),
+        *(f"tasks.{name}" for name in _OF_TASKS),
+        "feedback.corrected_output",
+    ],
+    "completed": ["tasks.status"],
 }
 # A status that says that the outcome is still to come. Any other word is final: statuses are the callers' own.
 OPEN = frozenset(

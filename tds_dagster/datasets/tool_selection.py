@@ -57,6 +57,21 @@ FEATURES: Features = {
 }
 EXTRA_FEATURES: Mapping[str, Features] = DIALECT_FEATURES
 
+# Which columns of the exports each feature is made of: a row is of a tool execution or, where the call of a message was
+# not stored as one, of the event with the message. Corrected outputs of feedback stand for what was logged.
+_CALLS = ("tool_executions.tool_name", "tool_executions.input_params", "events.payload", "feedback.corrected_output")
+COLUMNS_FROM: Mapping[str, Sequence[str]] = {
+    **{
+        name: [f"tool_executions.{name}", f"events.{name}"]
+        for name in ("record_id", "session_id", "agent_id", "timestamp")
+    },
+    "task_id": ["tool_executions.task_id"],
+    "tool_name": _CALLS,
+    "messages": [
+        *_CALLS, "events.event_type", "tool_executions.output_result", "tool_executions.error", "tasks.input_data",
+    ],
+    "tools": [*_CALLS, "events.metadata", "tool_executions.metadata", "tasks.metadata"],
+}  # fmt: skip
 # Why a tool execution is no example of its own.
 SHORT = "less history than the recipe's minimum, or none"
 TOGETHER = "called by the same message as another one, in whose example it is"

@@ -7,7 +7,7 @@ Order is (timestamp, record_id).
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -44,10 +44,16 @@ FEATURES: Features = {
     "completed_steps": "int64",
     "total_steps": "int64",
 }  # fmt: skip
-FIRST, SHORT = "the first state of its workflow, with nothing before it", "less history than the recipe's minimum"
-
 _TARGET = ("phase", "current_step", "completed_steps", "total_steps")
 _STATE = ("timestamp", *_TARGET, "error")
+# Which columns of the exports each feature is made of; corrected outputs of feedback stand for what was logged.
+_OWN = ("record_id", "workflow_id", "session_id", "agent_id", "timestamp", "workflow_type")
+COLUMNS_FROM: Mapping[str, Sequence[str]] = {
+    **{name: [f"workflows.{name}"] for name in _OWN},
+    "history": [f"workflows.{name}" for name in (*_STATE, "state_data", "step_results")],
+    **{name: [f"workflows.{name}", "feedback.corrected_output"] for name in _TARGET},
+}
+FIRST, SHORT = "the first state of its workflow, with nothing before it", "less history than the recipe's minimum"
 
 
 def examples(sources: "Sources", recipe: Recipe) -> Iterator[Example]:
@@ -93,8 +99,7 @@ def _query(sources: "Sources", recipe: Recipe) -> str:
 
 def _example(state: Mapping[str, object], history: list[dict[str, object]]) -> Example:
     target = _corrected({name: state[name] for name in _TARGET}, cast("str | None", state["corrected_output"]))
-    ids = ("record_id", "workflow_id", "session_id", "agent_id", "timestamp", "workflow_type")
-    row = {**{name: state[name] for name in ids}, "history": history, **target}
+    row = {**{name: state[name] for name in _OWN}, "history": history, **target}
     label = str(target["phase"] or target["current_step"] or "no phase")
     return Example(str(state["record_id"]), str(state["entity"]), str(state["timestamp"]), label, encode_row(row))
 

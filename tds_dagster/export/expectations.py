@@ -9,7 +9,7 @@ file is put in place.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 
 import msgspec
@@ -61,7 +61,7 @@ def judge_volume(shards: Shards, present: date | None = None) -> Verdict:
         same = [rows.get(each, 0) for each in _days_before(day)[6::7] if each >= min(rows)]
         if sum(map(bool, usual)) >= FEWEST_DAYS and not any(_is_near(rows.get(day, 0), of) for of in (usual, same)):
             odd[day] = f"{rows.get(day, 0):,} rows where {statistics.median(usual):,.0f} are usual"
-    return _verdict(odd, "rows of the last days are as many as usual", rows)
+    return verdict_of(odd, "rows of the last days are as many as usual", rows)
 
 
 def judge_duplicates(shards: Shards, present: date | None = None) -> Verdict:
@@ -84,15 +84,7 @@ def judge_schema(shards: Shards) -> Verdict:
         if shard.schema_version != SCHEMA_VERSION
     }
     odd |= {day: "its manifest cannot be read: export it again" for day, shard in shards.items() if shard is None}
-    return _verdict(odd, f"every day has schema {SCHEMA_VERSION}", {})
-
-
-JUDGES: Mapping[str, Callable[[Shards], Verdict]] = {
-    "volume_is_as_usual": judge_volume,
-    "duplicates_are_as_usual": judge_duplicates,
-    "quarantine_is_as_usual": judge_quarantine,
-    "schema_is_the_present_one": judge_schema,
-}
+    return verdict_of(odd, f"every day has schema {SCHEMA_VERSION}", {})
 
 
 def _judge_share(shards: Shards, counts: Mapping[str, int], noun: str, present: date | None) -> Verdict:
@@ -102,9 +94,9 @@ def _judge_share(shards: Shards, counts: Mapping[str, int], noun: str, present: 
         if counts.get(day, 0) < _LEAST_ROWS or shares[day] < _SHARE:
             continue
         usual = [shares[each] for each in _days_before(day) if each in shares]
-        if len(usual) >= FEWEST_DAYS and shares[day] > _upper(usual):
+        if not is_usual_share(shares[day], usual):
             odd[day] = f"{counts[day]:,} {noun}, {shares[day]:.1%} of what was stored"
-    return _verdict(odd, f"{noun} of the last days are no more than usual", {})
+    return verdict_of(odd, f"{noun} of the last days are no more than usual", {})
 
 
 def _known(shards: Shards) -> dict[str, Shard]:
@@ -133,13 +125,17 @@ def _is_near(value: float, usual: Sequence[float]) -> bool:
     return abs(value - middle) <= max(_DEVIATIONS * 1.4826 * deviation, _FREE * middle)
 
 
-def _upper(usual: Sequence[float]) -> float:
+def is_usual_share(share: float, usual: Sequence[float]) -> bool:
+    """Whether a share, 0 to 1, is not far above those of the days before; with too few of them nothing is unusual."""
+    if len(usual) < FEWEST_DAYS:
+        return True
     middle = statistics.median(usual)
     deviation = statistics.median(abs(each - middle) for each in usual)
-    return middle + max(_DEVIATIONS * 1.4826 * deviation, _FREE * middle)
+    return share <= middle + max(_DEVIATIONS * 1.4826 * deviation, _FREE * middle)
 
 
-def _verdict(odd: Mapping[str, str], fine: str, rows: Mapping[str, int]) -> Verdict:
+def verdict_of(odd: Mapping[str, str], fine: str, rows: Mapping[str, int]) -> Verdict:
+    """What a check found: the days of `odd` with what is odd about each, or that all is `fine`."""
     shown = dict(sorted(rows.items())[-WINDOW_DAYS - JUDGED_DAYS :])
     if not odd:
         return Verdict(passed=True, text=fine, rows=shown)

@@ -11,7 +11,7 @@ from ingest.records import KINDS
 from tds_dagster.cli.up import prepare_home
 from tds_dagster.datasets.recipe import MODELS
 from tds_dagster.definitions import defs
-from tests.parts import environment
+from tests.parts import PROJECT, environment
 from tests.platform.dagster_parts import days_from, paths_of, store_day
 
 
@@ -88,3 +88,18 @@ def test_what_runs_by_itself_runs_without_being_switched_on() -> None:
     named |= {f"retrain_{model}" for model in MODELS}
     assert sensors == dict.fromkeys(named, dg.DefaultSensorStatus.RUNNING)
     assert [schedule.name for schedule in repository.schedule_defs] == ["export_yesterday"]
+
+
+def test_columns_can_be_followed_from_a_dataset_to_the_raw_files() -> None:
+    graph = defs.resolve_asset_graph()
+    place, column = dg.AssetKey(["datasets", "event_prediction"]), "severity"
+    for expected in ("exports", "curated", "raw"):
+        lineage = graph.get(place).metadata["dagster/column_lineage"]
+        place, column = next((dep.asset_key, dep.column_name) for dep in lineage.deps_by_column[column])
+        assert (place.path, column) == ([expected, "events"], "severity")
+
+
+def test_each_asset_names_the_page_that_explains_it() -> None:
+    for node in defs.resolve_asset_graph().asset_nodes:
+        page = str(node.description).rpartition("See ")[2].rstrip(".")
+        assert (PROJECT / page).is_file(), f"{node.key}: {page}"

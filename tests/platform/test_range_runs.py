@@ -5,8 +5,7 @@ import os
 import dagster as dg
 
 from ingest import Settings, TrainingDataStore
-from tds_dagster.automation.checks import CHECK
-from tds_dagster.export.expectations import JUDGES
+from tds_dagster.automation.checks import CHECK, DAY_CHECKS
 from tests.platform.dagster_parts import (
     ASSETS,
     data_versions,
@@ -117,7 +116,9 @@ def test_a_damaged_day_fails_the_run_at_its_end_by_name_and_the_other_days_are_b
     assert [len(paths.shard("events", day).read_bytes().splitlines()) for day in days] == [4, 4, 3, 4, 4]
     assert target.read_bytes() == exported
     assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
-    assert sorted(verdict.check_name for verdict in result.get_asset_check_evaluations()) == sorted([CHECK, *JUDGES])
+    of_exports = [name for name, check in DAY_CHECKS.items() if check.group == "exports"]
+    told = sorted(verdict.check_name for verdict in result.get_asset_check_evaluations())
+    assert told == sorted([CHECK, *of_exports])
 
 
 def test_the_check_names_the_days_that_do_not_add_up_and_passes_when_they_do(
