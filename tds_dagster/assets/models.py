@@ -67,7 +67,8 @@ def model_asset(model: str) -> dg.AssetsDefinition:
         deps=[["datasets", model]],
         group_name="models",
         description=f"{module.TITLE}: trained by TDS_TRAINER, tried on the untouched test split, promoted to champion "
-        "if it beats its baselines and the champion on the same rows. A folder a version, with a card. See docs/models.md.",
+        "if it beats its baselines and the champion on the same rows. A folder a version, with a card. "
+        "See docs/models.md.",
         code_version=code_version(),
         owners=OWNERS,
         kinds={"scikitlearn"},

@@ -1,4 +1,4 @@
-"""Turns made-up agents at work into exports and datasets, the way that real records take, and shows what came of it."""
+"""Turns made-up agents at work into exports, datasets and models, the way that real records take, and shows them."""
 
 import asyncio
 import subprocess
@@ -22,6 +22,7 @@ from tds_dagster.cli.output import Advance, print_json, print_table, progress, s
 from tds_dagster.cli.status import read_status
 from tds_dagster.datasets.manifest import find_dataset
 from tds_dagster.datasets.recipe import MODELS, SPLITS
+from tds_dagster.training.manifest import champion_version, latest_trained
 
 EXAMPLE = "tds demo"
 _DAYS = 7
@@ -41,6 +42,17 @@ class DemoDataset(msgspec.Struct, frozen=True):
     path: str  # the folder
 
 
+class DemoModel(msgspec.Struct, frozen=True):
+    version: str
+    accuracy: float  # on its test split, 0 to 1
+    low: float  # of its 95 % interval
+    high: float
+    rows: int  # of the test split
+    baseline: float  # accuracy of the better one of majority and most recent class
+    champion: str | None  # the version in use
+    path: str  # the folder
+
+
 class Demo(msgspec.Struct, frozen=True):
     """What `tds demo --json` prints."""
 
@@ -53,6 +65,7 @@ class Demo(msgspec.Struct, frozen=True):
     verdict: str  # of the account of all records, as `tds status` has it
     kinds: dict[str, DemoKind]
     datasets: dict[str, DemoDataset]
+    models: dict[str, DemoModel]
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -65,11 +78,11 @@ def run_demo(
     seed: Annotated[int, typer.Option(metavar="N", help="Which story the agents tell.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Let made-up agents work for seven days, and export it.
+    """Let made-up agents work for seven days, export it, and train models on it.
 
     Four agents store events, tasks, tool executions, workflows and feedback of the last seven full days through the
-    real client; one Dagster run turns all kinds into JSONL, and one these into a dataset for each model. Files go to
-    TDS_DATA_DIR (./data by default). Another round adds new sessions to what is there.
+    real client; one Dagster run turns all kinds into JSONL, and one these into a dataset and a model for each of the
+    four questions. Files go to TDS_DATA_DIR (./data by default). Another round adds new sessions to what is there.
     """
     began = time.monotonic()
     settings = read_settings()
@@ -77,13 +90,14 @@ def run_demo(
     with progress() as advance:
         stored = asyncio.run(_let_agents_work(settings, days, seed, advance))
         _export_in_dagster(settings, days[0].isoformat(), days[-1].isoformat(), advance)
-        _build_datasets_in_dagster(settings, advance)
+        _train_in_dagster(settings, advance)
     status = read_status(settings)
     demo = Demo(
         data_dir=str(settings.data_dir), start=days[0].isoformat(), end=days[-1].isoformat(), stored=stored,
         seconds=round(time.monotonic() - began, 1), balanced=status.balanced, verdict=status.verdict,
         kinds={kind: _range_of(settings, kind, days) for kind in KINDS},
         datasets={model: _dataset_of(settings, model) for model in MODELS},
+        models={model: _model_of(settings, model) for model in MODELS},
     )  # fmt: skip
     if as_json:
         print_json(demo)
@@ -126,13 +140,14 @@ def _export_in_dagster(settings: Settings, start: str, end: str, advance: Advanc
     _run_dagster(settings, f"the Dagster run over {start} to {end}", asked, 2 * days * len(KINDS), advance)
 
 
-def _build_datasets_in_dagster(settings: Settings, advance: Advance) -> None:
-    """One run for the datasets of all models, a run of its own: a dataset is not of a day. Raises RunFailed."""
+def _train_in_dagster(settings: Settings, advance: Advance) -> None:
+    """One run for all datasets and models, a run of its own: they are not of a day. Raises RunFailed."""
     # Made-up agents repeat themselves, and copies of an example are in one split: a split may be left without rows.
     recipe = {"config": {"allow_empty_splits": True}}
     config = {"ops": {f"datasets__{model}": recipe for model in MODELS}}
-    asked = ["--select", "group:datasets", "--config-json", msgspec.json.encode(config).decode()]
-    _run_dagster(settings, "the Dagster run that builds the datasets", asked, len(MODELS), advance)
+    chosen = "group:datasets or group:models"
+    asked = ["--select", chosen, "--config-json", msgspec.json.encode(config).decode()]
+    _run_dagster(settings, "the Dagster run that builds datasets and models", asked, 2 * len(MODELS), advance)
 
 
 def _run_dagster(settings: Settings, what: str, asked: list[str], total: int, advance: Advance) -> None:
@@ -168,6 +183,18 @@ def _dataset_of(settings: Settings, model: str) -> DemoDataset:
     return DemoDataset(built.version, {name: split.rows for name, split in built.splits.items()}, _shown(built.folder))
 
 
+def _model_of(settings: Settings, model: str) -> DemoModel:
+    paths = DataPaths(settings.data_dir)
+    trained = latest_trained(paths, model)
+    if trained is None:
+        raise RunFailed(f"{model}: the run ended well, and made no model that can be read")
+    score, (_, baseline) = trained.metrics.score, trained.metrics.best_baseline
+    return DemoModel(
+        trained.version, round(score.accuracy, 4), round(score.interval.low, 4), round(score.interval.high, 4),
+        score.rows, round(baseline.accuracy, 4), champion_version(paths, model), _shown(trained.folder),
+    )  # fmt: skip
+
+
 def _shown(path: Path) -> str:
     """A path as short as one can paste it here."""
     here = Path.cwd()
@@ -184,6 +211,15 @@ def _print_demo(demo: Demo) -> None:
         ["dataset", *SPLITS, "folder"],
         [[model, *made.rows.values(), made.path] for model, made in demo.datasets.items()],
     )
+    typer.echo("")
+    print_table(
+        ["model", "right on test", "95 % interval", "best baseline", "in use", "folder"],
+        [
+            [model, f"{made.accuracy:.1%}", f"{made.low:.1%} to {made.high:.1%}", f"{made.baseline:.1%}",
+             "yes" if made.champion == made.version else "no", made.path]
+            for model, made in demo.models.items()
+        ],
+    )  # fmt: skip
     typer.echo(f"\n{demo.stored:,} records stored by the agents, {demo.start} to {demo.end}, in {demo.seconds:.0f} s")
     typer.echo(f"account: {demo.verdict} (`tds status`)")
     typer.echo("next: `tds up` opens the Dagster UI at http://127.0.0.1:3000, `tds export events` writes one kind")

@@ -37,6 +37,11 @@ def test_the_demo_makes_seven_days_of_all_kinds_and_a_second_round_adds_to_them(
         assert list(built.rows) == list(SPLITS)
         assert built.rows["train"] > 100
         assert (Path(built.path) / "README.md").is_file()
+    assert list(first.models) == list(MODELS)
+    for trained in first.models.values():
+        assert trained.low <= trained.accuracy <= trained.high
+        assert (trained.champion == trained.version) == (trained.accuracy > trained.baseline)
+        assert (Path(trained.path) / "README.md").is_file()
     for kind, made in first.kinds.items():
         assert made.days == 7
         assert made.rows > 100
@@ -47,12 +52,13 @@ def test_the_demo_makes_seven_days_of_all_kinds_and_a_second_round_adds_to_them(
     assert table.exit_code == 0, table.stderr
     assert "every record is accounted for" in table.stdout
     assert "tds up" in table.stdout
+    assert "best baseline" in table.stdout
     for line, made in zip(table.stdout.splitlines()[1:], first.kinds.values(), strict=False):
         assert line.split()[2] == f"{2 * made.rows:,}"
     from dagster import DagsterInstance
 
     with DagsterInstance.from_config(str(settings.data_dir / "dagster")) as instance:
-        # Of each round one for the days and one for the datasets.
+        # Of each round one for the days and one for datasets and models.
         assert [run.is_success for run in instance.get_runs()] == [True] * 4
 
 
