@@ -33,8 +33,8 @@ def inspect_artifact(
     """Look at an artifact: what is in it, and what it was made from.
 
     PATH is a raw day, a curated day, a shard or range, a quarantine file, a dataset's folder or one of its splits, a
-    manifest, or a folder of days. From 32 MiB on distinct values are estimates, and so are all quantiles. Values are
-    shown as they are: nothing is redacted that is not redacted in the file.
+    model's folder, a manifest, or a folder of days. From 32 MiB on distinct values are estimates, and so are all
+    quantiles. Values are shown as they are: nothing is redacted that is not redacted in the file.
     """
     from tds_dagster.export.inspection import inspect_path
 

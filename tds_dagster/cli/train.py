@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from tds_dagster.cli.arguments import JsonOption
-from tds_dagster.cli.output import print_json, print_table
+from tds_dagster.cli.output import print_json, print_table, print_warning
 
 if TYPE_CHECKING:
     from tds_dagster.training.metrics import Score
@@ -106,6 +106,7 @@ def rollback(
     The version that goes is not promoted again by itself; `tds rollback MODEL --to VERSION` brings it back.
     """
     from ingest.settings import read_settings
+    from tds_dagster.training.champion import ERASED
     from tds_dagster.training.champion import rollback as go_back
 
     decision = go_back(read_settings(), model, to)
@@ -113,6 +114,8 @@ def rollback(
         print_json(MovedChampion(model, decision.challenger, decision.champion, decision.reason))
     else:
         typer.echo(f"{model}: {decision.challenger} is the champion now; it was {decision.champion or 'none'}")
+    if decision.reason.endswith(ERASED):
+        print_warning(f"{model} {decision.challenger}: {ERASED}; `tds train {model}` makes one without them")
 
 
 def _tell(message: str, figures: Mapping[str, float | int | str]) -> None:

@@ -58,6 +58,19 @@ def locked(paths: DataPaths, name: str) -> Iterator[None]:
         yield
 
 
+def is_locked(paths: DataPaths, name: str) -> bool:
+    """Whether somebody holds that lock now."""
+    lock = paths.lock(f"building/{name}")
+    if not lock.exists():
+        return False
+    with lock.open("rb") as tried:
+        try:
+            fcntl.flock(tried, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def read_manifest(artifact: Path, shape: type[ManifestT]) -> ManifestT | None:
     """The manifest of an artifact; None where there is none, a damaged one, or one of another version of this program.
 

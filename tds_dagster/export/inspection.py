@@ -7,6 +7,7 @@
 | shard, range, quarantine, split: `.jsonl`, also `.gz` and `.zst` | the kind's types, else those that its values have |
 | folder of days, or of other files of one format | all of them as one |
 | dataset's folder, or that of its model | all splits as one; of a model, those of its latest version |
+| model's folder, or the one above | its answers to the test split, its figures from the manifest |
 | manifest | what it says, and whether its artifact has the size that it gives |
 
 What a manifest says is held against what was read; `tds verify` goes further and reads every byte.
@@ -174,13 +175,25 @@ def _manifests_of(path: Path) -> list[Path]:
     return [manifest_of(path), *([manifest_of(path.with_suffix(""))] if path.suffix in _PACKED else [])]
 
 
+def _recognized_model(path: Path, said: Mapping[str, Any], manifest: Path) -> _Source:
+    """A model's folder: its answers to the test split."""
+    answers = path / "predictions.jsonl"
+    if not answers.exists():
+        raise DamagedFile(f"{path}: {answers.name} is not there; train the model again")
+    return _Source(
+        f"model {said.get('model', path.parent.name)}, its answers on test", None, "jsonl", [answers], manifest
+    )
+
+
 def _recognized_folder(path: Path) -> _Source:
-    """A dataset's folder, that of its latest version, or any folder of files of one format, read as one."""
+    """A dataset's or model's folder, that of its latest version, or any folder of files of one format, read as one."""
     latest, manifest = path / "latest.json", path / "manifest.json"
     if latest.exists():
         return _recognized_folder(path / str(_read_manifest(latest).get("version", "")))
     if manifest.exists():
         said = _read_manifest(manifest)
+        if "metrics" in said:
+            return _recognized_model(path, said, manifest)
         splits = [path / f"{name}.jsonl" for name in said.get("splits", {})]
         missing = [split.name for split in splits if not split.exists()]
         if missing or not splits:

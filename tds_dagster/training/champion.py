@@ -32,6 +32,7 @@ from tds_dagster.training.manifest import (
 from tds_dagster.training.questions import LabelledRow, checked_question, read_split
 
 PROMOTIONS = "promotions.jsonl"
+ERASED = "records that it was trained on are erased"
 FEWEST_ROWS = 20  # of the test split, that neither model was trained on, to hold two models together
 
 
@@ -134,7 +135,7 @@ def _gap(present: str | None, champion: Model | None) -> str:
         return "there is no champion"
     if champion is None:
         return f"the champion {present} is damaged or gone"
-    return f"records that the champion {champion.version} was trained on are erased"
+    return f"of the champion {champion.version} {ERASED}"
 
 
 def _outcome(compared: Comparison, champion: Model, margin: float) -> tuple[bool, str]:
@@ -190,9 +191,11 @@ def rollback(settings: Settings, model: str, to: str | None = None) -> Decision:
         wanted = _earlier_champion(paths, model, present) if to is None else _version_named(paths, model, to)
         if wanted == present:
             raise ModelMissing(f"model {model}: {wanted} is the champion already; pass another version with --to")
+        is_tainted = read_model(paths.model(model, wanted)).is_tainted
         decision = Decision(
             at=made_now(), model=model, kind="rollback", challenger=wanted, champion=present, promoted=True,
-            reason=f"somebody went back from {present or 'no champion'} to {wanted}",
+            reason=f"somebody went back from {present or 'no champion'} to {wanted}"
+            + (f", though {ERASED}" if is_tainted else ""),
         )  # fmt: skip
         record(paths, decision)
     return decision

@@ -7,7 +7,7 @@ days.
 
 from ingest.errors import ModelMissing
 from ingest.pipeline.partitions import DataPaths
-from tds_dagster.curate.artifacts import locked
+from tds_dagster.curate.artifacts import is_locked, locked
 from tds_dagster.curate.folders import remove_finished
 from tds_dagster.datasets.manifest import MANIFEST, latest_version
 from tds_dagster.training.champion import decisions
@@ -27,8 +27,10 @@ def prune_models(paths: DataPaths, model: str, keep: int) -> list[str]:
 
 
 def prune_datasets(paths: DataPaths, model: str, keep: int) -> list[str]:
-    """Remove old versions of a dataset; gives those that went."""
+    """Remove old versions of a dataset; gives those that went. None does while a model is trained, on any of them."""
     with locked(paths, f"dataset_{model}"):
+        if is_locked(paths, f"model_{model}"):
+            return []
         versions = _built_versions(paths, model)
         trained_on = _trained_on(paths, model)
         if trained_on is None:

@@ -96,6 +96,17 @@ def test_the_files_of_a_model_are_verified_with_the_others(
     assert result.stdout.count(f"damaged: {content}") == 1  # by its own name, and not again by the champion's
 
 
+def test_a_models_folder_is_inspected_by_its_answers_and_its_figures(trained: dict[str, Any], tds: Tds) -> None:
+    folder = Path(trained["path"])
+    shown = tds("inspect", folder)
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.startswith(f"{folder}: model {MODEL}, its answers on test\n")
+    found = json.loads(tds("inspect", folder.parent, "--json").stdout)
+    assert found["rows"] == found["manifest"]["metrics"]["rows"]
+    (folder / "predictions.jsonl").unlink()
+    assert "train the model again" in tds("inspect", folder).stderr
+
+
 def test_another_version_is_trained_and_gone_back_from(trained: dict[str, Any], settings: Settings, tds: Tds) -> None:
     build(settings.data_dir, MODEL, window=3)
     better = json.loads(tds("train", MODEL, "--margin", "0", "--json").stdout)

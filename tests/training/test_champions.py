@@ -13,9 +13,10 @@ import pytest
 from ingest import Settings, TrainingDataStore
 from ingest.errors import DamagedFile, InvalidRecord, ModelMissing, TrainingFailed
 from ingest.pipeline.partitions import DataPaths
+from tds_dagster.curate.artifacts import locked
 from tds_dagster.datasets.manifest import Dataset, find_dataset
 from tds_dagster.training import champion, run
-from tds_dagster.training.champion import Decision, decisions, load_champion, rollback
+from tds_dagster.training.champion import ERASED, Decision, decisions, load_champion, rollback
 from tds_dagster.training.contract import Report
 from tds_dagster.training.manifest import (
     CHAMPION,
@@ -378,6 +379,22 @@ def test_old_versions_go_and_what_a_champion_was_made_from_stays(lab: Lab) -> No
     assert folders == {made[n].model.version for n in (0, 4, 5)}
     datasets = {path.name for path in lab.paths.datasets(MODEL).iterdir() if path.is_dir()}
     assert datasets == {made[n].model.dataset for n in (0, 4, 5)}
+
+
+def test_no_dataset_goes_while_a_model_is_trained(lab: Lab) -> None:
+    lab.again(1)
+    lab.again(2)
+    with locked(lab.paths, f"model_{MODEL}"):
+        assert prune_datasets(lab.paths, MODEL, 1) == []
+    assert len(prune_datasets(lab.paths, MODEL, 1)) == 3
+
+
+def test_going_back_to_a_model_of_erased_records_says_so(lab: Lab) -> None:
+    first = lab.train(RIGHT)
+    lab.again(1)
+    train_model(lab.settings, lab.dataset, run_trainer=lab.write, margin=0.0)
+    (first.model.folder / TAINTED).write_text("{}")
+    assert rollback(lab.settings, MODEL).reason.endswith(ERASED)
 
 
 def test_a_model_is_found_by_its_name_its_version_and_its_folder(lab: Lab) -> None:
