@@ -78,7 +78,7 @@ def run_demo(
     seed: Annotated[int, typer.Option(metavar="N", help="Which story the agents tell.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Let made-up agents work for seven days, export it, and train models on it.
+    """Let made-up agents work for a week, export it, and train.
 
     Four agents store events, tasks, tool executions, workflows and feedback of the last seven full days through the
     real client; one Dagster run turns all kinds into JSONL, and one these into a dataset and a model for each of the
