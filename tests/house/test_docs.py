@@ -5,14 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from ingest.agents.old_tables import OLD_TABLES
+from tests.agents.old_parts import OldDatabase, fill
+
 if TYPE_CHECKING:
-    from tests.parts import RedisServer
+    from collections.abc import Iterator
+
+    from tests.parts import PostgresServer, RedisServer
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -59,8 +65,25 @@ def test_a_pages_commands_and_python_work_one_after_the_other(
         server: RedisServer = request.getfixturevalue("redis_server")
         environment["TDS_REDIS_URL"] = server.url
         environment["PATH"] += f":{Path(request.getfixturevalue('redis_binary')).parent}"
-    for block in blocks:
-        run(page, block, tmp_path, environment)
+    with old_tables(request, blocks) as of_postgres:
+        for block in blocks:
+            run(page, block, tmp_path, environment | of_postgres)
+
+
+@contextmanager
+def old_tables(request: pytest.FixtureRequest, blocks: list[Block]) -> "Iterator[dict[str, str]]":
+    """The address of a PostgreSQL with some rows in the old tables, for pages that migrate them."""
+    if not any("tds migrate" in block.code for block in blocks):
+        yield {}
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    database = OldDatabase(server.url, "old_of_docs")
+    database.execute("SET search_path TO public")
+    database.create()
+    fill(database)
+    yield {"TDS_POSTGRES_URL": server.url}
+    assert not {*OLD_TABLES} & {name for (name,) in database.execute("SELECT relname FROM pg_class")}
+    database.close()
 
 
 def run(page: str, block: Block, folder: Path, environment: dict[str, str]) -> None:
