@@ -45,7 +45,7 @@ docs: install ## write what follows from the code: the tables of docs/files.md, 
 
 lock: $(VENV)/.locked ## resolve pyproject.toml into requirements/dev.txt; ARGS=--upgrade takes newer releases
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml \
-		--extra platform --extra postgres --extra dev --output-file requirements/dev.txt \
+		--extra platform --extra postgres --extra metrics --extra dev --output-file requirements/dev.txt \
 		--universal --python-version 3.11 --generate-hashes --no-strip-extras \
 		--no-emit-index-url --no-emit-find-links --quiet $(ARGS)
 	@echo "requirements/dev.txt is up to date; make install takes it from there"

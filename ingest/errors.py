@@ -84,14 +84,20 @@ class InvalidLog(TdsError, ValueError):
     """A log given to an import is not in the format that it was said to be in."""
 
 
+_EXTRAS = {  # the others come with the platform
+    "alembic": "postgres", "psycopg": "postgres", "sqlalchemy": "postgres", "prometheus_client": "metrics",
+}  # fmt: skip
+
+
 class MissingExtra(TdsError, ImportError):
     """A package of an extra is asked for and not installed."""
 
     def __init__(self, package: str | None) -> None:
         """`package` is the name that could not be imported."""
+        extra = _EXTRAS.get((package or "").partition(".")[0], "platform")
         super().__init__(
-            f"the package {package} is not installed: expected the platform extra for this; "
-            "pip install 'training-data-store[platform]'",
+            f"the package {package} is not installed: expected the {extra} extra for this; "
+            f"pip install 'training-data-store[{extra}]'",
             name=package,
         )
 

@@ -93,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_schema: str | None = None
     # Whether each message of a conversation is also stored as an event, so that it can become training data.
     stream_messages: bool = False
+    # Where `tds writer` and `tds up` serve Prometheus metrics, a port of 127.0.0.1; unset: nowhere.
+    metrics_port: int | None = None
     # Dagster's storage; unset: SQLite under the data folder.
     dagster_postgres_url: str | None = None
     # For tests: kill this process at the named step of the write path.
@@ -109,12 +111,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.redis_url is None else without_password(self.redis_url)
 
     def __repr__(self) -> str:
-        """Show every setting, addresses without their password, so that it may stand in a log."""
-        values = {name: getattr(self, name) for name in self.__struct_fields__}
-        for name in _SECRETS:
-            values[name] = None if values[name] is None else "***"
-        shown = {name: without_password(v) if isinstance(v, str) else v for name, v in values.items()}
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        """Show every setting, secrets left out, so that it may stand in a log."""
+        return f"Settings({', '.join(f'{name}={self.shown(name)!r}' for name in self.__struct_fields__)})"
+
+    def shown(self, name: str) -> object:
+        """A setting's value as it may stand in a log: secrets as ***, addresses without their password."""
+        value = getattr(self, name)
+        if name in _SECRETS:
+            return None if value is None else "***"
+        return without_password(value) if isinstance(value, str) else value
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -258,6 +263,12 @@ def _identifier(name: str, text: str) -> str:
     return text
 
 
+def _port(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 1 << 16):
+        raise _invalid(name, text, "a port, 1 to 65535")
+    return int(text)
+
+
 def _choice(name: str, text: str) -> str:
     choices = get_args(_CHOICES[name])
     if text not in choices:
@@ -308,6 +319,7 @@ _PARSERS: dict[str, Callable[[str, str], object]] = {
     "keep_versions": _positive_number,
     "alert_format": _choice,
     "keep_runs_days": _positive_number,
+    "metrics_port": _port,
     "redaction_key": _secret,
     "postgres_schema": _identifier,
     "stream_messages": _flag,

@@ -86,7 +86,7 @@ PLACES: tuple[Place, ...] = (
     Place(
         name="metrics",
         where="Prometheus (or InfluxDB)",
-        call="your monitoring's own client, such as prometheus_client",
+        call="Metrics().gauge(name, documentation).set(value), of ingest.agents.metrics",
         why="a number over time is looked at, summed up and alerted on; nobody trains on it",
         phrases=(
             "metric", "latency", "throughput", "cpu", "memory usage", "requests per", "per second", "per minute",

@@ -6,13 +6,17 @@ Accepted and dropped come from the producers' own counters, stored from what the
 waiting from the distance between each producer's last sequence number and its mark: no side is made from another.
 """
 
+from datetime import UTC, datetime
+from pathlib import Path
+
 import msgspec
 
 from ingest.pipeline.adoption import IMPORT_PREFIX
 from ingest.pipeline.ledger import CLOCK, DUPLICATES, ERASED, FOREIGN, QUARANTINED, open_ledger, total
 from ingest.pipeline.locks import FileLock
 from ingest.pipeline.partitions import DataPaths
-from ingest.pipeline.spool import ProducerCounters, spooled_heads
+from ingest.pipeline.spool import ProducerCounters, SpooledProducer, spooled_heads
+from ingest.records import ingest_time
 from ingest.settings import Settings
 
 
@@ -87,3 +91,40 @@ def _at_least(counters: ProducerCounters, accepted: int) -> ProducerCounters:
     return msgspec.structs.replace(
         counters, accepted=accepted, offered=max(counters.offered, accepted + counters.dropped)
     )
+
+
+def oldest_waiting_s(settings: Settings, kind: str) -> float | None:
+    """Age in seconds of the oldest record that waits in this host's spool, by the ingest time in its id; None: none."""
+    marks = {}
+    paths = DataPaths(settings.data_dir)
+    if paths.ledger(kind).exists():
+        with open_ledger(paths, kind) as ledger:
+            marks = ledger.marks()
+    oldest: datetime | None = None
+    for name, head in spooled_heads(settings.spool, kind).items():
+        mark = marks.get(name, 0)
+        if head.accepted <= mark:
+            continue
+        try:
+            since = _accepted_at(settings.spool / kind / name, mark)
+        except FileNotFoundError:
+            continue  # written and deleted while we looked
+        oldest = since if oldest is None or since < oldest else oldest
+    return None if oldest is None else max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+
+
+def _accepted_at(folder: Path, mark: int) -> datetime:
+    """When the first record behind `mark` was accepted; no later than now, no earlier than its producer's start."""
+    producer = SpooledProducer(folder, mark)
+    try:
+        batch = producer.read(1, 1)
+    finally:
+        producer.close()
+    line = batch.lines[0] if batch is not None else None
+    record_id = msgspec.json.decode(line, type=_Named).record_id if line else ""
+    started = datetime.fromtimestamp(int(folder.name[:12], 16) / 1000, UTC)  # a producer's name is a UUIDv7
+    return ingest_time(record_id) or started
+
+
+class _Named(msgspec.Struct):
+    record_id: str

@@ -220,3 +220,23 @@ def _remove_leftovers(target: Path) -> None:
         with contextlib.suppress(FileNotFoundError, BlockingIOError), leftover.open("rb") as left:
             fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files in a folder and below take, in bytes; files that go away meanwhile count for nothing."""
+    size = 0
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return 0
+    for entry in entries:
+        try:
+            size += folder_bytes(Path(entry)) if entry.is_dir(follow_symlinks=False) else entry.stat().st_size
+        except FileNotFoundError:
+            continue
+    return size
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

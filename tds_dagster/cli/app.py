@@ -29,6 +29,7 @@ from tds_dagster.cli import (
     import_log,
     inspect,
     lineage,
+    metrics,
     migrate,
     predict,
     serve,
@@ -152,6 +153,7 @@ _register("where", where.show_place, where.EXAMPLE)
 _register("status", status.show_status, status.EXAMPLE)
 _register("doctor", doctor.show_checks, doctor.EXAMPLE)
 _register("alert", alert.post_alert, alert.EXAMPLE)
+_register("metrics", metrics.show_metrics, metrics.EXAMPLE)
 _register("tail", tail.follow_kind, tail.EXAMPLE)
 _register("writer", writer.write_kinds, writer.EXAMPLE)
 

@@ -31,7 +31,8 @@ _LOW_SPACE_BYTES, _NO_SPACE_BYTES = 2 << 30, 64 << 20
 _OLDEST_REDIS = (6, 2)
 _NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs", "fuse.s3fs"}
 _TOP_FOLDERS = {
-    "training", "curated", "exports", "datasets", "models", "quarantine", "spool", "state", "dagster", "README.md",
+    "training", "curated", "exports", "datasets", "models", "quarantine", "spool", "state", "dagster", "migration",
+    "README.md",
 }  # fmt: skip
 _DAY = r"\d{4}-\d\d-\d\d"
 _MAX_SHOWN = 5
@@ -64,11 +65,10 @@ def diagnose() -> Iterator[Check]:
 def check_settings(settings: Settings) -> Iterator[Check]:
     """Which settings differ from their defaults."""
     defaults = Settings()
-    shown = settings.redis_url_without_password
     given = [
-        f"TDS_{name.upper()}={shown if name == 'redis_url' else '***' if name.endswith('_url') else value}"
+        f"TDS_{name.upper()}={settings.shown(name)}"
         for name in Settings.__struct_fields__
-        if (value := getattr(settings, name)) != getattr(defaults, name)
+        if getattr(settings, name) != getattr(defaults, name)
     ]
     yield Check("settings", "ok", ", ".join(given) or "all at their defaults")
     if misspelt := unknown_variables():

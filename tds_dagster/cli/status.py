@@ -1,6 +1,5 @@
 """Turns ledgers, spool and files into one view: where every record is, how late, how large, and whether it adds up."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,13 +11,12 @@ import msgspec
 import typer
 
 from ingest.errors import SynapseUnavailable
-from ingest.pipeline.accounting import account
+from ingest.pipeline.accounting import account, oldest_waiting_s
 from ingest.pipeline.ledger import open_ledger
 from ingest.pipeline.locks import FileLock
-from ingest.pipeline.partitions import DataPaths
-from ingest.pipeline.spool import SpooledProducer, spooled_heads
+from ingest.pipeline.partitions import DataPaths, folder_bytes, nearest_folder
 from ingest.pipeline.subscription import first_unread, group_lock
-from ingest.records import KINDS, ingest_time, timestamp_text
+from ingest.records import KINDS, timestamp_text
 from ingest.settings import Settings, read_settings
 from tds_dagster.cli.arguments import JsonOption
 from tds_dagster.cli.leftovers import write_leftovers
@@ -106,8 +104,8 @@ def read_status(settings: Settings) -> Status:
         synapse=settings.redis_url_without_password,
         balanced=not off,
         verdict=_verdict(kinds, off),
-        spool_bytes=_folder_bytes(settings.spool),
-        free_bytes=shutil.disk_usage(_nearest_folder(settings.data_dir)).free,
+        spool_bytes=folder_bytes(settings.spool),
+        free_bytes=shutil.disk_usage(nearest_folder(settings.data_dir)).free,
         kinds=kinds,
     )
 
@@ -189,7 +187,7 @@ def _kind_status(settings: Settings, kind: str, streams: dict[str, _InSynapse] |
         with open_ledger(paths, kind) as ledger:
             files = ledger.files()
     days = list(files)
-    lags = [_lag_s(settings, kind) if at_ingest.waiting else None, streams[kind].lag_s if streams else None]
+    lags = [oldest_waiting_s(settings, kind) if at_ingest.waiting else None, streams[kind].lag_s if streams else None]
     groups = streams[kind].groups if streams else None
     if settings.redis_url is None:
         groups = _groups_of_files(paths, kind)
@@ -216,7 +214,7 @@ def _kind_status(settings: Settings, kind: str, streams: dict[str, _InSynapse] |
         last_written=None if last_ns is None else _time_text(last_ns),
         lag_s=max((lag for lag in lags if lag is not None), default=None),
         groups=groups,
-        disk_bytes=sum(_folder_bytes(folder) for folder in _kind_folders(paths, kind)),
+        disk_bytes=sum(folder_bytes(folder) for folder in _kind_folders(paths, kind)),
         writer_alive=at_ingest.writer_alive,
         balanced=at_ingest.balanced and by_day.balanced and not bad_days,
         unbalanced_days=bad_days,
@@ -274,66 +272,9 @@ def _lag_text(status: KindStatus) -> str:
     return "unknown" if status.waiting else "none"
 
 
-def _lag_s(settings: Settings, kind: str) -> float | None:
-    """Age of the oldest record that waits in this host's spool, by the ingest time in its id."""
-    marks = {}
-    paths = DataPaths(settings.data_dir)
-    if paths.ledger(kind).exists():
-        with open_ledger(paths, kind) as ledger:
-            marks = ledger.marks()
-    oldest: datetime | None = None
-    for name, head in spooled_heads(settings.spool, kind).items():
-        mark = marks.get(name, 0)
-        if head.accepted <= mark:
-            continue
-        try:
-            since = _accepted_at(settings.spool / kind / name, mark)
-        except FileNotFoundError:
-            continue  # written and deleted while we looked
-        oldest = since if oldest is None or since < oldest else oldest
-    return None if oldest is None else max(0.0, (datetime.now(UTC) - oldest).total_seconds())
-
-
-def _accepted_at(folder: Path, mark: int) -> datetime:
-    """When the first record behind `mark` was accepted; no later than now, no earlier than its producer's start."""
-    producer = SpooledProducer(folder, mark)
-    try:
-        batch = producer.read(1, 1)
-    finally:
-        producer.close()
-    line = batch.lines[0] if batch is not None else None
-    record_id = msgspec.json.decode(line, type=_Named).record_id if line else ""
-    started = datetime.fromtimestamp(int(folder.name[:12], 16) / 1000, UTC)  # a producer's name is a UUIDv7
-    return ingest_time(record_id) or started
-
-
-class _Named(msgspec.Struct):
-    record_id: str
-
-
 def _kind_folders(paths: DataPaths, kind: str) -> list[Path]:
     files = (paths.training(kind, ""), paths.curated(kind, ""), paths.quarantine(kind, ""), paths.shard(kind, ""))
     return [*(file.parent for file in files), paths.range_export(kind, "", "").parent]
-
-
-def _folder_bytes(folder: Path) -> int:
-    """What the files in a folder and below take, in bytes; files that go away meanwhile count for nothing."""
-    size = 0
-    try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
-        return 0
-    for entry in entries:
-        try:
-            size += _folder_bytes(Path(entry)) if entry.is_dir(follow_symlinks=False) else entry.stat().st_size
-        except FileNotFoundError:
-            continue
-    return size
-
-
-def _nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
 def _time_text(time_ns: int) -> str:

@@ -153,11 +153,13 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _commands(host: str, port: int) -> Mapping[str, Sequence[str]]:
+def _commands(host: str, port: int, metrics_port: int | None) -> Mapping[str, Sequence[str]]:
     """What runs, by name. Modules of this interpreter: scripts may not be on the path."""
     python, location = sys.executable, ("-m", DEFINITIONS)
-    return {
-        "writer": (python, "-c", "from tds_dagster.cli import main; main()", "writer"),
+    tds = (python, "-c", "from tds_dagster.cli import main; main()")
+    metrics = {} if metrics_port is None else {"metrics": (*tds, "metrics", "--port", str(metrics_port))}
+    return metrics | {
+        "writer": (*tds, "writer"),
         "webserver": (python, "-m", "dagster_webserver", "-h", host, "-p", str(port), *location,
                       "--dagster-log-level", "warning", "--code-server-log-level", "warning"),
         "daemon": (python, "-m", "dagster._daemon", "run", *location, "--log-level", "warning"),
@@ -285,13 +287,18 @@ class _Tree:
     """The children, from their start to the end of the last one."""
 
     def __init__(self, settings: Settings, home: Path, host: str, port: int, report: Report) -> None:
-        environment = child_environment(settings, DAGSTER_HOME=str(home), PYTHONUNBUFFERED="1")
+        # One process serves metrics, and not the writer: the port is one.
+        environment = child_environment(settings, DAGSTER_HOME=str(home), PYTHONUNBUFFERED="1", TDS_METRICS_PORT="")
         self._report = report
-        self._children = [_Child(name, command, environment, home) for name, command in _commands(host, port).items()]
+        self._children = [
+            _Child(name, command, environment, home)
+            for name, command in _commands(host, port, settings.metrics_port).items()
+        ]
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared
         self._url = f"http://{shown}:{port}"
         self._home = home
         self._redis = settings.redis_url_without_password
+        self._metrics_port = settings.metrics_port
         self._data = settings.data_dir
         self._guard = _Guard()
 
@@ -359,9 +366,14 @@ class _Tree:
             time.sleep(POLL_S / 4)
 
     def _welcome(self) -> str:
-        return (
-            f"Dagster UI  {self._url}\nlineage     {self._url}/asset-groups\nlogs        {self._children[0].log.parent}"
-        )
+        lines = [
+            f"Dagster UI  {self._url}",
+            f"lineage     {self._url}/asset-groups",
+            f"logs        {self._children[0].log.parent}",
+        ]
+        if self._metrics_port is not None:
+            lines.append(f"metrics     http://127.0.0.1:{self._metrics_port}/metrics")
+        return "\n".join(lines)
 
 
 def _is_answering(url: str) -> bool:

@@ -276,3 +276,19 @@ def test_a_damaged_day_keeps_status_and_the_export_of_other_days_from_nothing(
     assert done.exit_code == 0, done.stderr
     done = tds("export", "events", "--start", "2024-05-14", "--end", "2024-05-15", "--allow-missing")
     assert done.exit_code == 0, done.stderr
+
+
+def test_doctor_shows_no_secret_of_the_settings(tds: Tds, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "TDS_REDACTION_KEY": "a key that nobody may read",
+        "TDS_ALERT_URL": "https://hooks.example.com/T0/sesame",
+        "TDS_POSTGRES_URL": "postgresql://user:sesame@127.0.0.1:1/app",
+        "TDS_DAGSTER_POSTGRES_URL": "postgresql://user@127.0.0.1:1/app?password=sesame",
+        "TDS_REDIS_URL": "redis://:sesame@127.0.0.1:1/0",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    shown = tds("doctor")
+    assert all(name in shown.stdout for name in secrets), shown.stdout
+    assert "sesame" not in shown.stdout + shown.stderr
+    assert "nobody may read" not in shown.stdout + shown.stderr

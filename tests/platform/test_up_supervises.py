@@ -5,9 +5,11 @@ import os
 import signal
 import stat
 import sys
+import urllib.request
 from pathlib import Path
 
 import dagster as dg
+import msgspec
 import pytest
 import yaml
 
@@ -23,12 +25,15 @@ from tests.platform.tree_parts import Platform, alive_in
 def test_it_answers_starts_a_dead_child_again_refuses_a_second_tree_and_leaves_nothing_behind(
     settings: Settings,
 ) -> None:
-    platform = Platform(settings)
+    port = free_port()
+    platform = Platform(msgspec.structs.replace(settings, metrics_port=port))
     platform.start()
     try:
         children = platform.children()
-        assert set(children) == {"writer", "webserver", "daemon"}, platform.told()
+        assert set(children) == {"metrics", "writer", "webserver", "daemon"}, platform.told()
         assert f"{platform.url}/asset-groups" in platform.told()
+        assert f"http://127.0.0.1:{port}/metrics" in platform.told()
+        wait_until(lambda: b'tds_writer_up{kind="events"} 1.0' in metrics(port), "the metrics are served", 40)
 
         os.kill(children["writer"], signal.SIGKILL)
         wait_until(lambda: "the writer was ended by signal 9" in platform.told(), "the death is reported")
@@ -43,6 +48,14 @@ def test_it_answers_starts_a_dead_child_again_refuses_a_second_tree_and_leaves_n
     assert seconds < 12
     assert alive_in(groups | set(children.values())) == []
     assert platform.told().endswith("stopped\n")
+
+
+def metrics(port: int) -> bytes:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+            return bytes(response.read())
+    except OSError:
+        return b""
 
 
 def test_killed_it_leaves_nothing_behind_that_would_run_beside_the_next_one(settings: Settings) -> None:
@@ -63,7 +76,7 @@ def test_a_child_that_keeps_dying_ends_it_with_what_the_child_said(
         "writer": (sys.executable, "-c", dying),
         "webserver": (sys.executable, "-c", "import time; time.sleep(60)"),
     }
-    monkeypatch.setattr(module, "_commands", lambda host, port: commands)
+    monkeypatch.setattr(module, "_commands", lambda host, port, metrics_port: commands)
     monkeypatch.setattr(module, "RESTART_DELAY_S", 0.1)
     told: list[str] = []
     handler = signal.getsignal(signal.SIGTERM)

@@ -44,7 +44,10 @@ class Platform:
         found: dict[str, int] = {}
         for pid, parent, _, command in processes():
             if parent == self.process.pid:
-                names = {"main() writer": "writer", "dagster_webserver": "webserver", "dagster._daemon": "daemon"}
+                names = {
+                    "main() writer": "writer", "main() metrics": "metrics", "dagster_webserver": "webserver",
+                    "dagster._daemon": "daemon",
+                }  # fmt: skip
                 found |= {name: pid for part, name in names.items() if part in command}
         return found
 
