@@ -8,6 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INTEROP := .venv-interop
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml \
+	--extra platform --extra postgres --extra metrics --universal --python-version 3.11 --generate-hashes \
+	--no-strip-extras --no-emit-index-url --no-emit-find-links --quiet
 SOURCES := ingest tds_dagster tests benchmarks examples
 
 .DEFAULT_GOAL := help
@@ -43,12 +46,10 @@ format: install ## put the code into ruff's format and apply its safe fixes
 docs: install ## write what follows from the code: the tables of docs/files.md, and .env.example
 	@$(BIN)/python docs/generate.py
 
-lock: $(VENV)/.locked ## resolve pyproject.toml into requirements/dev.txt; ARGS=--upgrade takes newer releases
-	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml \
-		--extra platform --extra postgres --extra metrics --extra dev --output-file requirements/dev.txt \
-		--universal --python-version 3.11 --generate-hashes --no-strip-extras \
-		--no-emit-index-url --no-emit-find-links --quiet $(ARGS)
-	@echo "requirements/dev.txt is up to date; make install takes it from there"
+lock: $(VENV)/.locked ## resolve pyproject.toml into requirements/*.txt; ARGS=--upgrade takes newer releases
+	@$(LOCK) --extra dev --output-file requirements/dev.txt $(ARGS)
+	@$(LOCK) --constraint requirements/dev.txt --output-file requirements/platform.txt
+	@echo "requirements/dev.txt and platform.txt are up to date; make install takes the one, the Dockerfile the other"
 
 bench: install ## measure the write path against named peers; ten minutes; ARGS="--write" keeps the page
 	@$(BIN)/python -m benchmarks $(ARGS)

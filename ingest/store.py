@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
 
+    from ingest.agents.putting import Places
     from tds_dagster.training.champion import Champion
 
 _CALLS = [name for name in vars(Calls) if name.startswith("store_")]
@@ -202,10 +203,24 @@ class TrainingDataStore(Calls):
         self.settings = read_settings() if settings is None else settings
         self.sync = BlockingStore(self.settings)
         super().__init__(self.settings.source, self.sync.recorder)
+        self._places: Places | None = None
         if self.settings.spool_sync == "always" or self.settings.on_full == "block":
             # Under these settings a call may wait for a disk or for room: then it runs beside the event loop.
             for name in _CALLS:
                 setattr(self, name, partial(beside_the_loop, getattr(self.sync, name)))
+
+    async def put(self, what: str, /, **fields: object) -> str | None:
+        """Send something to where it belongs, as `tds where` says: `await store.put("chat message", role=…, …)`.
+
+        `what` is the name of a kind or an old table, or a description of it; `fields` are the arguments of its call. A
+        record or a message has an id then. Raises InvalidRecord where nothing is to be stored (a config, a prompt, an
+        instance, a secret) or the description does not tell, saying what to do instead; else as the call.
+        """
+        if self._places is None:
+            from ingest.agents.putting import Places
+
+            self._places = Places(self)
+        return await self._places.put(what, fields)
 
     async def flush(self, timeout: float = 30.0) -> None:
         """Wait until all that was accepted before this call, on this host, is fsynced in its CSV file.
@@ -216,6 +231,9 @@ class TrainingDataStore(Calls):
 
     async def close(self) -> None:
         """Let go of files, locks and the thread. What is not written yet stays in the spool. May be called twice."""
+        places, self._places = self._places, None
+        if places is not None:
+            await places.close()
         await beside_the_loop(self.sync.close)
 
     def export_for_training(

@@ -21,6 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-screenshots", action="store_true", help="write the pictures under docs/images anew")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs whole platforms comes first: files that take a minute, begun last, would keep one core waiting."""
+    slow = [Path(__file__).parent / name for name in ("platform", "deploy", "chaos")]
+    items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in slow))
+
+
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test."""

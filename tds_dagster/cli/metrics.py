@@ -65,13 +65,15 @@ def _run_collectors(settings: "Settings") -> Iterator[list[Any]]:
     """What Dagster knows of runs, where it has been at work."""
     from ingest.settings import dagster_home
 
-    home = dagster_home(settings)
-    if not (home / "dagster.yaml").exists():
+    if not (dagster_home(settings) / "dagster.yaml").exists():
         yield []
         return
     from dagster import DagsterInstance
 
     from tds_dagster.automation.run_metrics import RunCollector
+    from tds_dagster.cli.up import prepare_home
+
+    home = prepare_home(settings)
 
     with DagsterInstance.from_config(str(home)) as instance:
         yield [RunCollector(instance)]

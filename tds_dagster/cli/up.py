@@ -9,7 +9,6 @@ start, and Dagster's run retries then start it again: automation asks for a chan
 """
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -35,6 +34,7 @@ from ingest.settings import Settings, child_environment, dagster_home
 DEFINITIONS = "tds_dagster.definitions"
 MARK = "# Written by tds; delete this line to keep changes of your own.\n"
 UI_TIMEOUT_S = 180.0  # both code servers import Dagster first: 4 s on a free machine, a minute on a busy one
+STORAGE_URL = "DAGSTER_POSTGRES_URL"  # the variable that dagster.yaml names
 STOP_TIMEOUT_S = 8.0  # what children get to end by themselves
 RESTART_DELAY_S = 1.0
 DEATHS, DEATHS_WITHIN_S = 4, 120.0  # a child that dies this often cannot run here
@@ -85,9 +85,13 @@ def free_port(host: str, port: int) -> int:
 def prepare_home(settings: Settings) -> Path:
     """Create DAGSTER_HOME with its dagster.yaml, or bring that up to date; gives the folder.
 
-    A dagster.yaml without our first line is somebody's own and stays.
+    A dagster.yaml without our first line is somebody's own and stays. Where Dagster keeps its things in PostgreSQL, the
+    address is put into this process's environment, for Dagster here and in its children.
     """
     home = dagster_home(settings)
+    if settings.dagster_postgres_url is not None:
+        # SQLAlchemy 2.1 takes `postgresql://` for psycopg 3, and dagster-postgres needs psycopg2: the scheme says so.
+        os.environ[STORAGE_URL] = "postgresql+psycopg2://" + settings.dagster_postgres_url.partition("://")[2]
     make_folder(home)
     target, text = home / "dagster.yaml", MARK + dagster_config(settings)
     present = target.read_text(encoding="utf-8") if target.exists() else MARK
@@ -100,13 +104,13 @@ def prepare_home(settings: Settings) -> Path:
 def dagster_config(settings: Settings) -> str:
     """The shipped dagster.yaml with its storage: SQLite in DAGSTER_HOME, or Postgres.
 
-    SQLAlchemy 2.1 takes `postgresql://` for psycopg 3, and dagster-postgres needs psycopg2: the scheme says so.
+    It names the variable with the address and not the address: Dagster shows its settings in the UI, and hands them to
+    its code servers on their command lines.
     """
     shipped = (resources.files("tds_dagster") / "dagster.yaml").read_text(encoding="utf-8")
     if settings.dagster_postgres_url is None:
         return shipped
-    url = "postgresql+psycopg2://" + settings.dagster_postgres_url.partition("://")[2]
-    return f"{shipped}\nstorage:\n  postgres:\n    postgres_url: {json.dumps(url)}\n"
+    return f"{shipped}\nstorage:\n  postgres:\n    postgres_url:\n      env: {STORAGE_URL}\n"
 
 
 def fail_cut_off_runs(home: Path) -> int:
