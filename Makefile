@@ -25,7 +25,7 @@ demo: install ## agents at work for seven days, through to JSONL exports; ends w
 	@$(BIN)/tds demo $(ARGS)
 
 test: install ## run the tests, a file a process, on up to four cores; ARGS="-k spool -x" picks some
-	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 interop: $(INTEROP)/.installed ## check the dialects with TRL's and OpenAI's own packages, in .venv-interop: a gigabyte
 	@$(INTEROP)/bin/python -m pytest tests/interop --timeout 600 $(ARGS)

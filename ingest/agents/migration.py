@@ -134,6 +134,7 @@ class Migration:
         Raises InvalidSetting for a time before TDS_START_DATE, which is checked first, DatabaseUnavailable,
         FlushTimeout or Unbalanced; what was accounted for stays so.
         """
+        self._check_ledgers()
         lock = FileLock(self._state.with_suffix(".lock"))
         make_folder(self._state.parent)
         if not lock.acquire():
@@ -232,6 +233,15 @@ class Migration:
             yield partial(_written, table, self._configs)
         else:
             yield lambda batch: _Outcome(stored=len(batch))
+
+    def _check_ledgers(self) -> None:
+        """Raise InvalidSetting where the writer's ledgers are on another host: nothing could be proved here."""
+        kinds = [kind for name in self._tables if (kind := OLD_TABLES[name].kind) is not None]
+        if self._settings.redis_url is not None and not all(self._paths.ledger(kind).exists() for kind in kinds):
+            raise InvalidSetting(
+                f"{self._paths.root}: no ledgers of the writer: expected the data folder that `tds writer` writes; run "
+                "`tds migrate` on its host, once the writer is at work"
+            )
 
     def _check_times(self, connection: sa.Connection, table: OldTable) -> None:
         """Raise InvalidSetting for a row of training data whose time has no partition, before anything is stored."""

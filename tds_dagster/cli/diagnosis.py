@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from ingest.errors import DamagedFile, InvalidSetting, SynapseUnavailable
 from ingest.pipeline.accounting import IngestAccount, account
@@ -21,9 +20,9 @@ from ingest.pipeline.ledger import CommittedFile
 from ingest.pipeline.partitions import DataPaths
 from ingest.records import KINDS
 from ingest.settings import Settings, read_settings, unknown_variables
+from tds_dagster.cli.check import Check
 from tds_dagster.cli.output import size_text
-
-State = Literal["ok", "warning", "broken"]
+from tds_dagster.cli.server_checks import check_configs, check_conversations, check_dagster_storage, check_metrics
 
 _BASE = ("msgspec", "uuid-utils", "redis", "typer")
 _PLATFORM = ("dagster", "dagster-webserver", "duckdb", "pyarrow", "pandas", "orjson")
@@ -38,15 +37,6 @@ _DAY = r"\d{4}-\d\d-\d\d"
 _MAX_SHOWN = 5
 
 
-class Check(NamedTuple):
-    """What one check found."""
-
-    name: str
-    state: State
-    found: str
-    advice: str | None = None
-
-
 def diagnose() -> Iterator[Check]:
     """Run all checks with the settings of the environment; settings that cannot be used end it."""
     try:
@@ -56,7 +46,8 @@ def diagnose() -> Iterator[Check]:
         return
     checks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
         check_settings, check_versions, check_data_folder, check_disk, check_spool, check_redis, check_writers,
-        check_ledgers, check_erasures, check_unknown_files,
+        check_ledgers, check_erasures, check_unknown_files, check_conversations, check_dagster_storage, check_configs,
+        check_metrics,
     )  # fmt: skip
     for check in checks:
         yield from check(settings)

@@ -175,6 +175,15 @@ def test_a_row_from_before_the_first_day_stops_it_before_anything_is_stored(
     assert not (settings.data_dir / "training").exists()
 
 
+def test_where_the_writer_is_on_another_host_it_is_refused_before_anything_is_done(
+    settings: Settings, old: OldDatabase
+) -> None:
+    fill(old)
+    with pytest.raises(InvalidSetting, match="on its host"):
+        migrate(msgspec.structs.replace(settings, redis_url="redis://127.0.0.1:1/0"), old)
+    assert not settings.data_dir.exists()
+
+
 def test_times_are_in_the_zone_that_is_told_and_columns_of_ones_own_are_kept(
     settings: Settings, old: OldDatabase
 ) -> None:

@@ -17,7 +17,7 @@ from ingest import Settings
 from ingest.errors import PlatformUnavailable
 from ingest.settings import child_environment, dagster_home, read_settings
 from tds_dagster.cli import up as module
-from tds_dagster.cli.up import dagster_config, fail_cut_off_runs, prepare_home, up
+from tds_dagster.cli.up import STORAGE_URL, fail_cut_off_runs, prepare_home, up
 from tests.parts import free_port, skip_unless_required, wait_until
 from tests.platform.tree_parts import Platform, alive_in
 
@@ -152,10 +152,14 @@ def test_settings_of_dagster_that_it_cannot_use_are_named(settings: Settings) ->
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
-def test_a_postgres_url_gets_the_scheme_that_dagsters_driver_needs(settings: Settings, scheme: str) -> None:
+def test_a_postgres_url_gets_the_scheme_that_dagsters_driver_needs_and_is_not_in_the_file(
+    settings: Settings, scheme: str
+) -> None:
     given = Settings(data_dir=settings.data_dir, dagster_postgres_url=f"{scheme}://u:p%40@db:5432/dagster?x=1")
-    storage = yaml.safe_load(dagster_config(given))["storage"]
-    assert storage == {"postgres": {"postgres_url": "postgresql+psycopg2://u:p%40@db:5432/dagster?x=1"}}
+    text = (prepare_home(given) / "dagster.yaml").read_text()
+    assert yaml.safe_load(text)["storage"] == {"postgres": {"postgres_url": {"env": STORAGE_URL}}}
+    assert "p%40" not in text
+    assert os.environ[STORAGE_URL] == "postgresql+psycopg2://u:p%40@db:5432/dagster?x=1"
 
 
 def test_runs_and_events_are_kept_in_postgres_if_it_is_set(settings: Settings, tmp_path: Path) -> None:
