@@ -11,6 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml \
 	--extra platform --extra postgres --extra metrics --universal --python-version 3.11 --generate-hashes \
 	--no-strip-extras --no-emit-index-url --no-emit-find-links --quiet
+# One more than there are cores: the tests of whole platforms wait, for a browser or a daemon's tick.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SOURCES := ingest tds_dagster tests benchmarks examples
 
 .DEFAULT_GOAL := help
@@ -24,8 +26,8 @@ install: $(VENV)/.installed ## make .venv and fill it from requirements/dev.txt;
 demo: install ## agents at work for seven days, through to JSONL exports; ends with a table of what was made
 	@$(BIN)/tds demo $(ARGS)
 
-test: install ## run the tests, a file a process, on up to four cores; ARGS="-k spool -x" picks some
-	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: install ## run the tests, a file a process, in up to four processes; ARGS="-k spool -x" picks some
+	@$(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 interop: $(INTEROP)/.installed ## check the dialects with TRL's and OpenAI's own packages, in .venv-interop: a gigabyte
 	@$(INTEROP)/bin/python -m pytest tests/interop --timeout 600 $(ARGS)

@@ -39,6 +39,7 @@ from ingest.store import TrainingDataStore
 BATCH = 5000  # rows between two flushes
 DEEPEST = 900  # levels that every reader of JSON goes down
 _FLUSH_TIMEOUT_S = 120.0
+_OF_MESSAGES = {"interaction_id", "agent_id", "role", "content", "tool_calls", "metadata", "created_at"}
 _LATEST = timedelta(days=1)  # how far ahead a record's time may lie
 Advance = Callable[[str, int, int], None]
 Row = dict[str, Any]
@@ -194,7 +195,7 @@ class Migration:
                 outcome.refused += [(read, read.problem) for read in batch if read.problem is not None]
                 for read, reason in outcome.refused:
                     quarantine.write(msgspec.json.encode({"reason": reason, "row": read.row or read.text}))
-                for read in batch if table.target != "store" else ():
+                for read in batch if table.target in {"files", "report"} else ():
                     kept.write(read.text.encode())
                 progress.mark = batch[-1].mark
                 progress.rows += len(batch)
@@ -480,7 +481,7 @@ def _fields(row: Row, table: OldTable, columns: set[str], zone: ZoneInfo) -> dic
 
 def _message(row: Row, zone: ZoneInfo) -> Message:
     own = row.get("metadata")
-    more = {name: row[name] for name in ("session_id", "token_count", "confidence") if row.get(name) is not None}
+    more = {name: value for name, value in row.items() if name not in _OF_MESSAGES and value is not None}
     instance_id = row.get("session_id") or row.get("agent_id")
     if instance_id is None:
         raise InvalidRecord("session_id and agent_id are null: expected one of them, for it names the conversation")

@@ -105,6 +105,9 @@ def erase_records(
         receipts, found_now = erase(settings, selector, observe=_observer(settings), progress=advance)
     result = _result(settings, receipts, found_now)
     _show(result, as_json=as_json)
+    for folder in (paths.root / "migration", paths.root / "quarantine" / "migration"):
+        if folder.is_dir():
+            print_warning(f"{folder} has rows of old tables as they were, and is not looked into: delete it")
     if result.not_erased:
         raise SystemExit(1)
 

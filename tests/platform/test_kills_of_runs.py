@@ -108,5 +108,6 @@ def test_a_training_whose_run_and_then_whose_daemon_is_killed_ends_right(site: S
     wait_until(lambda: not list(home.glob(".building-*")), "nothing unfinished is left", 20)
     versions = [path.name for path in home.iterdir() if path.is_dir() and not path.is_symlink()]
     assert versions == [champion.version]
+    wait_until((home / "latest.json").exists, "the mark moves, after the decision", 20)
     assert json.loads((home / "latest.json").read_text()) == {"version": champion.version}
     assert len(site.trainers()) == 3
