@@ -143,7 +143,7 @@ def day_check_results(
         check = DAY_CHECKS[name]
         try:
             verdict = _verdict_of_gate(refused) if name == LEAK and refused is not None else check.judge(settings, kind)
-        except TdsError as err:
+        except (TdsError, OSError) as err:
             verdict = Verdict(passed=False, text=f"not judged: {err}")
         yield dg.AssetCheckResult(
             check_name=name,

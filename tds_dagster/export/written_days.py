@@ -123,7 +123,13 @@ def _columns_problem(path: Path, kind: Kind) -> str | None:
 
 
 def _missing_shares(path: Path) -> dict[str, float]:
-    missing, rows = missing_values([path])
+    """The share of rows without a value, by column; none of a file that cannot be read, which `judge_columns` tells."""
+    import pyarrow as pa
+
+    try:
+        missing, rows = missing_values([path])
+    except (OSError, pa.ArrowInvalid):
+        return {}
     return {name: count / rows for name, count in missing.items()} if rows else {}
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from ingest import Settings
 from ingest.pipeline.partitions import DataPaths
+from tds_dagster.automation.checks import DAY_CHECKS, day_check_results
 from tds_dagster.datasets.written_leaks import first_leak_of
 from tds_dagster.export import export_range
 from tds_dagster.export.written_days import judge_columns, judge_leaks, judge_missing, judge_repeats
@@ -96,6 +97,25 @@ def test_what_is_left_in_a_shard_is_told_by_its_place_and_not_by_its_text(raw_st
     assert SECRET not in found.text
     offset = int(found.text.partition(" byte ")[2].partition(" ")[0])
     assert size < offset < size + 40
+
+
+@pytest.mark.parametrize("content", [b"PAR1", b"", None])
+def test_a_file_that_cannot_be_read_fails_its_check_and_breaks_none(raw_store: RawStore, content: bytes | None) -> None:
+    days = [(date.fromisoformat(DAY) + timedelta(days=n)).isoformat() for n in range(9)]
+    paths = build_days(raw_store, {day: [{}] for day in days})
+    for path in (paths.curated("events", days[-1]), paths.shard("events", days[-1])):
+        path.unlink()
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content)
+    results = day_check_results(Settings(data_dir=paths.root), "events", DAY_CHECKS, None)
+    passed = {result.check_name: result.passed for result in results}
+    assert passed.keys() == DAY_CHECKS.keys()
+    assert not passed["columns_are_as_declared"]
+    assert not passed["no_record_is_there_twice"]
+    assert passed["missing_values_are_as_usual"]
+    assert passed["nothing_is_left_to_redact"] == (content is not None)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
