@@ -16,7 +16,7 @@ import msgspec
 from ingest.agents.old_tables import OLD_TABLES
 
 _NAMES = "|".join(OLD_TABLES)
-_TABLE = rf"\s+(?:only\s+)?(?:[\w\"`]+\.)?[\"`]?(?P<table>{_NAMES})\b(?![.\w])"
+_TABLE = rf"\s+(?:only\s+)?(?:[\w\"`{{}}$]+\.)?[\"`]?(?P<table>{_NAMES})\b(?![.\w])"
 _SQL = re.compile(
     r"\b(?P<verb>insert\s+into|delete\s+from|update|truncate(?:\s+table)?|(?:create|alter|drop)\s+table"
     rf"(?:\s+if\s+(?:not\s+)?exists)?|copy|join|from|references|on){_TABLE}",
@@ -126,7 +126,7 @@ def _uses_in_python(path: str, tree: ast.Module, text: str) -> Iterator[Use]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
             uses = _uses_in_sql(path, source, node.lineno)
-        elif isinstance(node, ast.Assign) and _is_model_field(node):
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _is_model_field(node):
             uses = _model(path, node.value)
         elif isinstance(node, ast.Call) and _called_name(node) == "Table" and node.args:
             uses = _model(path, node.args[0])
@@ -144,8 +144,9 @@ def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
                 yield first.value
 
 
-def _is_model_field(node: ast.Assign) -> bool:
-    return any(isinstance(target, ast.Name) and target.id in _MODEL_FIELDS for target in node.targets)
+def _is_model_field(node: ast.Assign | ast.AnnAssign) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return any(isinstance(target, ast.Name) and target.id in _MODEL_FIELDS for target in targets)
 
 
 def _called_name(node: ast.Call) -> str:

@@ -84,6 +84,14 @@ def test_comments_and_words_that_are_no_statement_are_no_use(tmp_path: Path, tex
     assert found(tmp_path) == []
 
 
+def test_a_schema_that_is_filled_in_and_an_annotated_model_are_uses_too(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        'rows = f"SELECT * FROM {schema}.agent_events"\n'
+        "class Task:\n    __tablename__: str = 'agent_tasks'\n    class Meta:\n        db_table = 'workflows'\n"
+    )
+    assert found(tmp_path) == [(1, "from", "agent_events"), (3, "model", "agent_tasks"), (5, "model", "workflows")]
+
+
 def test_what_is_no_code_is_passed_over_and_python_that_does_not_parse_is_read_as_text(tmp_path: Path) -> None:
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "x.sql").write_text("SELECT 1 FROM agent_events")
