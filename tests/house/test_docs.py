@@ -79,11 +79,14 @@ def old_tables(request: pytest.FixtureRequest, blocks: list[Block]) -> "Iterator
     server: PostgresServer = request.getfixturevalue("postgres_server")
     database = OldDatabase(server.url, "old_of_docs")
     database.execute("SET search_path TO public")
+    database.schema = "public"
     database.create()
     fill(database)
-    yield {"TDS_POSTGRES_URL": server.url}
-    assert not {*OLD_TABLES} & {name for (name,) in database.execute("SELECT relname FROM pg_class")}
-    database.close()
+    try:
+        yield {"TDS_POSTGRES_URL": server.url}
+        assert not {*OLD_TABLES} & database.tables()
+    finally:
+        database.close()
 
 
 def run(page: str, block: Block, folder: Path, environment: dict[str, str]) -> None:
