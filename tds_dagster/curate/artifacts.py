@@ -58,6 +58,16 @@ def locked(paths: DataPaths, name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def placing_models(paths: DataPaths, model: str) -> Iterator[None]:
+    """Hold what a version of a model is put in place with, and what an erasure marks those in place with.
+
+    For moments only: who trains holds `model_<model>`, for hours.
+    """
+    with locked(paths, f"placing_{model}"):
+        yield
+
+
 def is_locked(paths: DataPaths, name: str) -> bool:
     """Whether somebody holds that lock now."""
     lock = paths.lock(f"building/{name}")

@@ -19,7 +19,7 @@ from ingest.pipeline.erasure import DoomedSets, drop_records, line_digest
 from ingest.pipeline.partitions import DataPaths, manifest_of, replacing, sync_folder
 from ingest.redaction.redactor import open_redactor
 from ingest.settings import RedactionLevel, Settings
-from tds_dagster.curate.artifacts import drop_manifest, locked, read_manifest
+from tds_dagster.curate.artifacts import drop_manifest, locked, placing_models, read_manifest
 from tds_dagster.curate.day import current_curated
 from tds_dagster.curate.engine import open_engine
 from tds_dagster.curate.folders import remove_finished
@@ -354,23 +354,32 @@ def taint_models(paths: DataPaths, erasure_id: str, datasets: Iterable[ErasedDat
     """Put a mark beside the manifest of each model that was, or may have been, trained on an erased dataset.
 
     Models are not changed: what a model has learnt of single records nobody can cut out. The mark says which erasure.
+    The datasets have to be gone: a model that is still in training is then not put in place.
     """
-    erased = {(each.model, each.version) for each in datasets if each.built_again_as != each.version}
     tainted = []
-    for manifest in sorted((paths.root / "models").glob("*/*/manifest.json")):
-        model, version = manifest.parent.parent.name, manifest.parent.name
-        if manifest.parent.is_symlink():
-            continue  # `champion` points at one of the others
-        try:
-            trained_on = msgspec.json.decode(manifest.read_bytes(), type=_AnyModel).dataset.rpartition("/")[2]
-        except msgspec.DecodeError:
-            trained_on = ""  # it does not say: it may have been any
-        if (model, trained_on) in erased or (not trained_on and model in {name for name, _ in erased}):
-            mark = {"erasure": erasure_id, "dataset": trained_on}
-            with replacing(manifest.with_name(TAINTED)) as out:
-                out.write(msgspec.json.encode(mark) + b"\n")
-            tainted.append(TaintedModel(model, version, trained_on))
-    return tainted
+    for home in sorted(path for path in (paths.root / "models").glob("*") if path.is_dir()):
+        erased = {
+            each.version for each in datasets if each.model == home.name and each.built_again_as != each.version
+        }  # fmt: skip
+        if erased:
+            with placing_models(paths, home.name):
+                tainted += [_tainted(manifest, erasure_id, erased) for manifest in sorted(home.glob("*/manifest.json"))]
+    return [each for each in tainted if each is not None]
+
+
+def _tainted(manifest: Path, erasure_id: str, erased: Collection[str]) -> TaintedModel | None:
+    """Mark a model that was trained on one of these versions of its dataset; None if it was not."""
+    if manifest.parent.is_symlink():
+        return None  # `champion` points at one of the others
+    try:
+        trained_on = msgspec.json.decode(manifest.read_bytes(), type=_AnyModel).dataset.rpartition("/")[2]
+    except msgspec.DecodeError:
+        trained_on = ""  # it does not say: it may have been any
+    if trained_on and trained_on not in erased:
+        return None
+    with replacing(manifest.with_name(TAINTED)) as out:
+        out.write(msgspec.json.encode({"erasure": erasure_id, "dataset": trained_on}) + b"\n")
+    return TaintedModel(manifest.parent.parent.name, manifest.parent.name, trained_on)
 
 
 Observe = Callable[[str, list[ErasedDataset], list[TaintedModel]], None]  # the erasure's id, and what to tell of

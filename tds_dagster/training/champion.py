@@ -118,6 +118,8 @@ def _hindrance(paths: DataPaths, challenger: Model, champion: Model | None) -> s
     """Why a model cannot be promoted whatever the champion does; None if it can."""
     if champion is not None and champion.version == challenger.version:
         return "it is the champion already"
+    if challenger.is_tainted:
+        return f"{ERASED}; `tds train {challenger.model}` trains one of what is there now"
     if _was_rolled_back(paths, challenger):
         return f"it was rolled back; `tds rollback {challenger.model} --to {challenger.version}` puts it back"
     return None if challenger.metrics.beats_baselines else _standing(challenger)

@@ -6,6 +6,9 @@
 Killed before the rename: the next one to hold the lock removes the folder. `latest.json` is the mark that moves last,
 when the model is in place and decided on: a training that failed, or was killed, has seen nothing. The next one finds
 the model, and decides.
+
+An erasure does not wait for a training. It removes the dataset, then marks the models that are in place, under a lock
+that a model needs to be put there with its dataset still whole: so there is none that it does not see.
 """
 
 import hashlib
@@ -17,10 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from ingest.errors import DamagedFile, ModelMissing, TrainingFailed
+from ingest.errors import DamagedFile, ModelMissing, SourceMissing, TrainingFailed
 from ingest.pipeline.partitions import PRIVATE_FILE, PRIVATE_FOLDER, DataPaths, make_folder, replacing, sync_data
 from ingest.settings import Settings
-from tds_dagster.curate.artifacts import code_version_of, locked, made_now
+from tds_dagster.curate.artifacts import code_version_of, locked, made_now, placing_models
 from tds_dagster.curate.folders import (
     begun_folder,
     described_file,
@@ -30,7 +33,7 @@ from tds_dagster.curate.folders import (
     synced_file,
 )
 from tds_dagster.datasets.build import is_whole
-from tds_dagster.datasets.manifest import Dataset
+from tds_dagster.datasets.manifest import Dataset, read_dataset
 from tds_dagster.training.baselines import fit_baselines
 from tds_dagster.training.card import model_card
 from tds_dagster.training.champion import Decision, decide, record, settle
@@ -107,7 +110,9 @@ def train_model(
             with begun_folder(home) as folder:
                 model = _train(settings, dataset, folder, inputs, run, report)
                 target = home / model.version
-                put_in_place(folder, target)
+                with placing_models(paths, name):
+                    _require_dataset(dataset)
+                    put_in_place(folder, target)
             model = msgspec.structs.replace(model, path=target)
         else:
             os.utime(model.folder / MANIFEST)  # the latest asked for is the last to be pruned
@@ -157,6 +162,20 @@ def _train(settings: Settings, dataset: Dataset, folder: Path, inputs: str, run:
     with synced_file(folder / MANIFEST) as out:
         out.write(manifest_bytes(model))
     return model
+
+
+def _require_dataset(dataset: Dataset) -> None:
+    """Raise TrainingFailed if an erasure, or somebody, took the dataset away while it was learned from."""
+    try:
+        present = read_dataset(dataset.folder).version
+    except SourceMissing:
+        present = None
+    if present != dataset.version:
+        raise TrainingFailed(
+            f"{dataset.folder}: expected the dataset that the model has learned from, and it is gone: an erasure or "
+            f"somebody removed it meanwhile. The model is not kept; `tds train {dataset.model}` trains one of what is "
+            "there now"
+        )
 
 
 def _predictions(

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from ingest import Settings, TrainingDataStore
-from ingest.errors import DamagedFile, WriterBusy
+from ingest.errors import DamagedFile, TrainingFailed, WriterBusy
 from ingest.pipeline.accounting import account
 from ingest.pipeline.erasure import Doomed, DoomedSets, Failpoint, erase_rows, holding_writers
 from ingest.pipeline.exactly_once import Writer
@@ -36,6 +36,8 @@ from tds_dagster.erasure import Receipt, Selector, erase
 from tds_dagster.erasure.journal import ErasedDataset, TaintedModel
 from tds_dagster.export import accounts, export_range, select, unbalanced_days
 from tds_dagster.training.champion import load_champion
+from tds_dagster.training.contract import Figures
+from tds_dagster.training.manifest import trained_versions
 from tds_dagster.training.run import train_model
 from tests.parts import csv_rows, run_python
 from tests.stages.erasure_parts import (
@@ -270,6 +272,27 @@ def test_a_trained_model_is_marked_once_and_its_champion_is_replaced_by_the_next
     assert second.decision.promoted
     assert second.model.version != first.version
     assert not second.model.is_tainted
+
+
+def test_a_model_in_training_while_its_records_are_erased_is_not_put_in_place(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "data")
+    store_sessions(settings.data_dir, range(60))
+    dataset = build(settings.data_dir, "tool_selection")
+    receipts: list[Receipt] = []
+
+    def erase_meanwhile(message: str, _figures: Figures) -> None:
+        if message == "asking the model about the test split":  # whose rows are read by then
+            selector = Selector(session_ids=("s7",))
+            receipts.extend(erase(settings, selector, observe=lambda *_: None, progress=lambda *_: None)[0])
+
+    with pytest.raises(TrainingFailed, match="an erasure or somebody removed it"):
+        train_model(settings, dataset, report=erase_meanwhile)
+    assert [(each.datasets[0].version, each.models) for each in receipts] == [(dataset.version, [])]
+    paths = DataPaths(settings.data_dir)
+    assert trained_versions(paths, "tool_selection") == []
+    again = train_model(settings, find_dataset(paths, "tool_selection"))
+    assert again.decision.promoted
+    assert not again.model.is_tainted
 
 
 def test_selections_are_made_again_unless_their_condition_names_the_subject(case: Case) -> None:

@@ -218,6 +218,16 @@ def test_a_champion_whose_records_were_erased_is_replaced_by_any_that_beats_its_
     assert "are erased" in second.decision.reason
 
 
+def test_a_model_of_erased_records_takes_no_place(lab: Lab) -> None:
+    refused = lab.train(RIGHT).model
+    (lab.home / CHAMPION).unlink()
+    (lab.home / "promotions.jsonl").unlink()
+    (refused.folder / TAINTED).write_text("{}")
+    decision = lab.train(RIGHT).decision
+    assert (decision.promoted, decision.challenger) == (False, refused.version)
+    assert ERASED in decision.reason
+
+
 def test_the_same_dataset_trainer_and_code_are_not_trained_again(lab: Lab) -> None:
     first = lab.train(RIGHT)
     before = first.model.folder.stat().st_ino
