@@ -107,6 +107,14 @@ def day_of(day_file: Path) -> str:
     return day_file.stem.rpartition("_")[2]
 
 
+def is_day(name: str) -> bool:
+    """Whether it is a day as a file's name has it, and so the file is one of ours: `YYYY-MM-DD`."""
+    try:
+        return date.fromisoformat(name).isoformat() == name
+    except ValueError:
+        return False
+
+
 def filing_day(timestamp: str, record_id: str, start_date: date, now: datetime) -> tuple[str, bool]:
     """The day (`YYYY-MM-DD`) that a record is filed under, and whether its own clock was overruled.
 

@@ -26,6 +26,7 @@ from tds_dagster.automation.checks import (
     accounting_spec,
     day_check_results,
     day_check_specs,
+    leaking_days,
 )
 from tds_dagster.automation.conditions import when_its_source_changed
 from tds_dagster.curate import CuratedDay
@@ -102,7 +103,9 @@ def daily_assets(kind: Kind) -> dg.AssetsDefinition:
         checks = {key.name for key in context.selected_asset_check_keys}
         if CHECK in checks:
             yield accounting_result(DataPaths(settings.data_dir), kind.name)
-        yield from day_check_results(settings, kind.name, sorted(checks - {CHECK}), refused if groups else None)
+        leaking = leaking_days(context.instance, kind.name) if groups else []
+        names = sorted(checks - {CHECK})
+        yield from day_check_results(settings, kind.name, names, refused if groups else None, leaking)
         if refused:
             raise _refusal(kind.name, refused)
 

@@ -135,11 +135,13 @@ def champion_check(model: str) -> dg.AssetChecksDefinition:
         if quality is None:
             return _held(passed=True, text="no champion, or no day after its dataset yet", metadata={"rows": 0})
         passed = not has_dropped(
-            quality.expected, quality.score.accuracy, high=quality.score.interval.high, quality_drop=quality_drop
-        )
+            quality.expected.accuracy, quality.score.accuracy, low=quality.expected.interval.low,
+            high=quality.score.interval.high, quality_drop=quality_drop,
+        )  # fmt: skip
         text = (
             f"{quality.score.accuracy:.1%} on {quality.score.rows} rows of {quality.start} to {quality.end}, "
-            f"{quality.expected:.1%} on its test split; classes moved by {quality.drift:.2f}"
+            f"{quality.expected.accuracy:.1%} on its test split; classes moved by {quality.drift:.2f}, of which "
+            f"{quality.drift_by_chance:.2f} may be chance"
         )
         return _held(passed=passed, text=text, metadata=_figures(quality))
 
@@ -236,6 +238,7 @@ def _figures(quality: Quality) -> Metadata:
     return {
         "champion": quality.champion, "start": quality.start, "end": quality.end, "rows": quality.score.rows,
         "examples": quality.examples, "accuracy": quality.score.accuracy, "low": quality.score.interval.low,
-        "high": quality.score.interval.high, "expected": quality.expected, "drift": quality.drift,
+        "high": quality.score.interval.high, "expected": quality.expected.accuracy, "drift": quality.drift,
+        "drift_by_chance": quality.drift_by_chance,
         "classes": dg.MetadataValue.json(quality.classes),
     }  # fmt: skip

@@ -6,7 +6,7 @@ then.) The step that builds the days gives the results itself: a check in a step
 without outputs, and would have no result in just the run that failed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import dagster as dg
@@ -30,7 +30,7 @@ from tds_dagster.export.expectations import (
     verdict_of,
 )
 from tds_dagster.export.plot import rows_plot
-from tds_dagster.export.written_days import judge_columns, judge_leaks, judge_missing, judge_repeats
+from tds_dagster.export.written_days import judge_columns, judge_leaks, judge_missing, judge_repeats, leaks_of
 
 CHECK = "every_stored_record_is_accounted_for"
 
@@ -83,6 +83,7 @@ def _by_files(judge: Callable[[DataPaths, str], Verdict]) -> Callable[[Settings,
 
 
 LEAK = "nothing_is_left_to_redact"
+_LOOKED_AT = 10  # evaluations: one that is only planned, or was cut off, has no figures
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 DAY_CHECKS: Mapping[str, _DayCheck] = {
     "columns_are_as_declared": _DayCheck(
@@ -133,16 +134,26 @@ def day_check_specs(kind: str) -> list[dg.AssetCheckSpec]:
 
 
 def day_check_results(
-    settings: Settings, kind: str, names: Iterable[str], refused: Mapping[str, TdsError] | None
+    settings: Settings,
+    kind: str,
+    names: Iterable[str],
+    refused: Mapping[str, TdsError] | None,
+    leaking: Iterable[str] = (),
 ) -> Iterator[dg.AssetCheckResult]:
     """The verdicts of the checks of these names. `refused`: the days that a gate refused in this run, None if none ran.
+
+    `leaking`: the days in which something was left at the last look (`leaking_days`); a run looks at them again, for
+    its own verdict, on other days, takes the place of the one that named them.
 
     What is in the way of a check fails that check, and not the step, which has built its days.
     """
     for name in names:
         check = DAY_CHECKS[name]
         try:
-            verdict = _verdict_of_gate(refused) if name == LEAK and refused is not None else check.judge(settings, kind)
+            if name == LEAK and refused is not None:
+                verdict = _verdict_of_gate(refused, leaks_of(settings, kind, leaking))
+            else:
+                verdict = check.judge(settings, kind)
         except (TdsError, OSError) as err:
             verdict = Verdict(passed=False, text=f"not judged: {err}")
         yield dg.AssetCheckResult(
@@ -152,15 +163,25 @@ def day_check_results(
             severity=check.severity,
             description=verdict.text,
             metadata={
-                "days": verdict.days[-20:],
+                "days": verdict.days if name == LEAK else verdict.days[-20:],
                 **({"rows_a_day": dg.MetadataValue.md(rows_plot(verdict.rows))} if verdict.rows else {}),
             },
         )
 
 
-def _verdict_of_gate(refused: Mapping[str, TdsError]) -> Verdict:
+def leaking_days(instance: dg.DagsterInstance, kind: str) -> list[str]:
+    """The days in which the last evaluation of `LEAK` found something."""
+    key = dg.AssetCheckKey(dg.AssetKey(["exports", kind]), LEAK)
+    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=_LOOKED_AT)
+    evaluations = (record.evaluation for record in records)
+    last = next((each for each in evaluations if isinstance(each, dg.AssetCheckEvaluation)), None)
+    found = last.metadata["days"].value if last is not None and "days" in last.metadata else []
+    return [str(day) for day in found] if isinstance(found, Sequence) and not isinstance(found, str) else []
+
+
+def _verdict_of_gate(refused: Mapping[str, TdsError], left: Mapping[str, str]) -> Verdict:
     leaks = {day: str(err) for day, err in refused.items() if isinstance(err, RedactionLeak)}
-    return verdict_of(leaks, "the gate looked at each line that this run wrote", {})
+    return verdict_of({**left, **leaks}, "the gate looked at each line that this run wrote", {})
 
 
 SHARED, WARNED = "splits_share_nothing", "was_built_without_warnings"

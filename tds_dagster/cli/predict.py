@@ -32,6 +32,7 @@ def predict(
     """
     import msgspec
 
+    from ingest.errors import ModelMissing
     from ingest.pipeline.partitions import DataPaths
     from ingest.settings import read_settings
     from tds_dagster.training.champion import Champion, load_champion
@@ -43,7 +44,13 @@ def predict(
             asked = load_champion(settings, model)
         else:
             named = version if "/" in version else f"{model}/{version}"
-            asked = Champion(settings, find_model(DataPaths(settings.data_dir), named))
+            found = find_model(DataPaths(settings.data_dir), named)
+            if found.model != model:
+                raise ModelMissing(
+                    f"--version {version}: a model of {found.model}, expected one of {model}; "
+                    f"`tds predict {found.model}` asks it"
+                )
+            asked = Champion(settings, found)
         with asked as champion:
             if champion.is_tainted:
                 print_warning(f"{model} {champion.version}: records that it was trained on were erased; train it anew")
@@ -55,17 +62,15 @@ def predict(
 
 def _questions(model: str, source: str, lines: Iterable[bytes], wrong: list[str]) -> Iterator[dict[str, object]]:
     """The questions of a file's lines; what is none is told and added to `wrong`."""
-    import msgspec
-
     from ingest.errors import InvalidRecord
-    from tds_dagster.training.questions import checked_question
+    from tds_dagster.training.questions import checked_question, read_object
 
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            question = checked_question(model, msgspec.json.decode(line))
-        except (InvalidRecord, msgspec.DecodeError) as err:
+            question = checked_question(model, read_object(line))
+        except (InvalidRecord, ValueError, RecursionError) as err:
             wrong.append(f"{source}, line {number}: {err}")
             print_warning(wrong[-1])
         else:

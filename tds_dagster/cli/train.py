@@ -73,6 +73,7 @@ def train(
     champion if it beats the majority and the most recent class, and the champion on the same rows by the margin. A
     model that is not promoted is no error: its card says why.
     """
+    from ingest.errors import InvalidRecipe
     from ingest.pipeline.partitions import DataPaths
     from ingest.settings import read_settings
     from tds_dagster.datasets.manifest import find_dataset
@@ -83,6 +84,11 @@ def train(
     settings = read_settings()
     paths = DataPaths(settings.data_dir)
     built = find_dataset(paths, _dataset_text(model, dataset))
+    if built.model != model:
+        raise InvalidRecipe(
+            f"--dataset {dataset}: a dataset of {built.model}, expected one of {model}; "
+            f"`tds train {built.model}` takes that one"
+        )
     margin = None if margin is None else checked_margin(margin)
     trained = train_model(settings, built, margin=margin, report=_tell)
     result = _result(trained, champion_version(paths, model))

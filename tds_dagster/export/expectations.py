@@ -14,7 +14,7 @@ from datetime import date, timedelta
 
 import msgspec
 
-from ingest.pipeline.partitions import DataPaths, day_of, today
+from ingest.pipeline.partitions import DataPaths, day_of, is_day, today
 from ingest.records import SCHEMA_VERSION
 from tds_dagster.curate.artifacts import read_manifest
 from tds_dagster.export.manifest import Shard
@@ -44,7 +44,7 @@ def read_shards(paths: DataPaths, kind: str) -> dict[str, Shard | None]:
     """The manifests of a kind's day shards, by day in order."""
     folder = paths.shard(kind, "2024-01-01").parent
     found = (day_of(path) for path in folder.glob(f"{kind}_*.jsonl"))
-    return {day: read_manifest(paths.shard(kind, day), Shard) for day in sorted(found)}
+    return {day: read_manifest(paths.shard(kind, day), Shard) for day in sorted(found) if is_day(day)}
 
 
 def judge_volume(shards: Shards, present: date | None = None) -> Verdict:

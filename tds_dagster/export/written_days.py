@@ -5,17 +5,17 @@ by the footers of the curated days, and what redaction promises to be gone by th
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-from ingest.pipeline.partitions import DataPaths, day_of, today
+from ingest.pipeline.partitions import DataPaths, day_of, is_day, today
 from ingest.records import ColumnType, Kind, kind_named
 from ingest.redaction.redactor import Redactor, open_redactor
 from ingest.settings import RedactionLevel, Settings
-from tds_dagster.curate.artifacts import read_manifest
+from tds_dagster.curate.artifacts import locked, read_manifest
 from tds_dagster.curate.engine import engine_errors, open_engine
 from tds_dagster.curate.sql import glob_escaped, literal
 from tds_dagster.export.expectations import JUDGED_DAYS, WINDOW_DAYS, Verdict, is_usual_share, verdict_of
@@ -79,18 +79,28 @@ def judge_missing(paths: DataPaths, kind: str, present: date | None = None) -> V
 
 
 def judge_leaks(settings: Settings, kind: str, present: date | None = None) -> Verdict:
-    """Whether the shards of the last days hold something that their level of redaction promises to be gone.
+    """Whether the shards of the last days hold something that their level of redaction promises to be gone."""
+    days = _last_days(partial(DataPaths(settings.data_dir).shard, kind), present)
+    found = leaks_of(settings, kind, days)
+    return verdict_of(found, f"nothing is left in the shards of the last {JUDGED_DAYS} days", {})
 
-    No text that was found is in the verdict: the detector's name, and where.
+
+def leaks_of(settings: Settings, kind: str, days: Iterable[str]) -> dict[str, str]:
+    """What is wrong with the shards of some days, by day: what is left in them, or that nobody can tell.
+
+    No text that was found is in it: the detector's name, and where. A day without a shard has nothing wrong.
     """
     paths, odd = DataPaths(settings.data_dir), {}
-    for day, path in _last_days(partial(paths.shard, kind), present).items():
-        shard = read_manifest(path, Shard)
+    for day in days:
+        with locked(paths, f"{kind}_{day}"):  # whoever builds it has put its manifest away
+            shard, is_there = read_manifest(paths.shard(kind, day), Shard), paths.shard(kind, day).exists()
         if shard is not None:
             redactor = open_redactor(settings, cast("RedactionLevel", shard.redaction))
             if (leak := first_leak(redactor, shard.path)) is not None:
                 odd[day] = f"{leak}, which level {shard.redaction} promises to be gone: export it again"
-    return verdict_of(odd, f"nothing is left in the shards of the last {JUDGED_DAYS} days", {})
+        elif is_there:
+            odd[day] = "not looked at, for its manifest is missing or damaged: export it again"
+    return odd
 
 
 def first_leak(redactor: Redactor, path: Path) -> str | None:
@@ -138,7 +148,7 @@ def _last_days(day_file: Callable[[str], Path], present: date | None, days: int 
     last = (present or today()).isoformat()
     example = day_file(last)
     paths = example.parent.glob(f"*{example.suffix}")
-    found = {day: path for path in paths if (day := day_of(path)) < last}
+    found = {day: path for path in paths if is_day(day := day_of(path)) and day < last}
     return dict(sorted(found.items())[-days:])
 
 

@@ -1,8 +1,8 @@
 """Turns the train split into the two guesses that every model has to beat: the commonest class, and the last one again.
 
-`majority` answers with train's commonest class. `most_recent` answers with the class that the question's own history
-ends in: the last event's type, the status of the last task that was over, the tool called last, the last phase; where
-there is none it answers as `majority`.
+`majority` answers with the commonest class, as it was before a recipe balanced train. `most_recent` answers with the
+class that the question's own history ends in: the last event's type, the status of the last task that was over, the
+tool called last, the last phase; where there is none it answers as `majority`.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +22,11 @@ class Baseline(msgspec.Struct, frozen=True):
 
     name: str  # majority or most_recent
     model: str
-    commonest: str  # train's commonest class; of two the first by name
-    share: float  # of train's rows, 0 to 1
+    commonest: str  # the commonest class; of two the first by name
+    share: float  # of the rows, 0 to 1
 
     def predict(self, question: Mapping[str, object]) -> Prediction:
-        """The guess; its score is the class's share of train, or None where it is the last one again."""
+        """The guess; its score is the class's share, or None where it is the last one again."""
         if self.name == MOST_RECENT:
             last = _LAST[self.model](question)
             if last is not None:
@@ -35,12 +35,21 @@ class Baseline(msgspec.Struct, frozen=True):
 
 
 def fit_baselines(dataset: Dataset) -> dict[str, Baseline]:
-    """Both baselines, by name, of a dataset's train split. Raises TrainingFailed if that has no row."""
+    """Both baselines, by name, of a dataset. Raises TrainingFailed if its train split has no row."""
     require_train_rows(dataset)
-    train = dataset.splits["train"]
-    commonest = min(train.classes, key=lambda label: (-train.classes[label], label))
-    share = train.classes[commonest] / train.rows
+    classes = expected_classes(dataset)
+    commonest = min(classes, key=lambda label: (-classes[label], label))
+    share = classes[commonest] / sum(classes.values())
     return {name: Baseline(name, dataset.model, commonest, share) for name in (MAJORITY, MOST_RECENT)}
+
+
+def expected_classes(dataset: Dataset) -> dict[str, int]:
+    """The rows of each class as they came: those of train, or of the other splits where train was balanced."""
+    is_balanced = dataset.recipe.balance != "none"
+    splits = [split for name, split in dataset.splits.items() if (name == "train") != is_balanced and split.rows]
+    splits = splits or [dataset.splits["train"]]
+    names = sorted({name for split in splits for name in split.classes})
+    return {name: sum(split.classes.get(name, 0) for split in splits) for name in names}
 
 
 def require_train_rows(dataset: Dataset) -> None:

@@ -72,11 +72,11 @@ def _body(model: Model) -> Iterator[str]:
     for name, score in {"**this model**": metrics.score, **metrics.baselines}.items():
         low, high = score.interval.low, score.interval.high
         yield f"| {name} | {score.accuracy:.1%} | {low:.1%} to {high:.1%} | {score.correct:,} | {score.rows:,} |"
-    loss = "" if metrics.log_loss is None else f" Log loss: {metrics.log_loss:.3f}."
+    brier = "" if metrics.brier is None else f" Brier score of its probabilities: {metrics.brier:.3f}."
     yield (
-        f"\nMean F1 of the classes: {metrics.macro_f1:.3f}.{loss} The interval is Wilson's for the effective number of "
-        f"rows: the {metrics.rows:,} rows are of {metrics.entities:,} entities, and rows of one resemble each other. "
-        "`majority` always says what is most frequent in train, `most_recent` what came last.\n"
+        f"\nMean F1 of the classes: {metrics.macro_f1:.3f}.{brier} The interval is Wilson's for the effective number "
+        f"of rows: the {metrics.rows:,} rows are of {metrics.entities:,} entities, and rows of one resemble each "
+        "other. `majority` always says what is most frequent, `most_recent` what came last.\n"
     )
     yield accuracy_plot(metrics)
     yield f"\n{confusion_plot(metrics)}"

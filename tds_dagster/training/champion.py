@@ -13,11 +13,11 @@ from typing import Literal
 
 import msgspec
 
-from ingest.errors import InvalidTrainingPolicy, ModelMissing, SourceMissing, TrainingFailed
+from ingest.errors import DamagedFile, InvalidTrainingPolicy, ModelMissing, SourceMissing, TrainingFailed
 from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, make_folder, sync_folder
 from ingest.settings import Settings
 from tds_dagster.curate.artifacts import locked, made_now
-from tds_dagster.curate.folders import remove_unfinished, replace_link
+from tds_dagster.curate.folders import is_as_described, remove_unfinished, replace_link
 from tds_dagster.datasets.manifest import Dataset, read_dataset
 from tds_dagster.datasets.recipe import MODELS
 from tds_dagster.training.contract import Closing, Prediction, Predictor, open_predictor
@@ -29,6 +29,7 @@ from tds_dagster.training.manifest import (
     read_model,
     trained_versions,
 )
+from tds_dagster.training.metrics import ROUNDING
 from tds_dagster.training.questions import LabelledRow, checked_question, read_split
 
 PROMOTIONS = "promotions.jsonl"
@@ -59,12 +60,23 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def decisions(paths: DataPaths, model: str) -> list[Decision]:
-    """All decisions on a model, oldest first. A line that was cut off is none."""
+    """All decisions on a model, oldest first. A line that was cut off is none. Raises DamagedFile for a damaged one."""
+    log = paths.models(model) / PROMOTIONS
     try:
-        lines = (paths.models(model) / PROMOTIONS).read_bytes().splitlines(keepends=True)
+        lines = log.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    return [msgspec.json.decode(line, type=Decision) for line in lines if line.endswith(b"\n")]
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n"):
+            try:
+                found.append(msgspec.json.decode(line, type=Decision))
+            except (msgspec.DecodeError, UnicodeDecodeError) as err:
+                raise DamagedFile(
+                    f"{log}, line {number}: expected a decision as it is written each time ({err}); correct the line, "
+                    "or remove it: then that decision is forgotten"
+                ) from err
+    return found
 
 
 def settle(paths: DataPaths, model: str) -> None:
@@ -146,7 +158,7 @@ def _outcome(compared: Comparison, champion: Model, margin: float) -> tuple[bool
             f"only {compared.rows} rows of test are new to the champion {champion.version}, expected {FEWEST_ROWS}: "
             "take more days"
         )
-    promoted = compared.challenger - compared.champion >= margin
+    promoted = compared.challenger - compared.champion >= margin - ROUNDING
     return promoted, (
         f"{compared.challenger:.1%} against {compared.champion:.1%} of the champion {champion.version} on the same "
         f"{compared.rows} rows: {'at least' if promoted else 'less than'} the margin of {100 * margin:.1f} points"
@@ -203,6 +215,19 @@ def rollback(settings: Settings, model: str, to: str | None = None) -> Decision:
     return decision
 
 
+def open_model_of(settings: Settings, model: Model) -> Predictor:
+    """What answers with a version of a model, once its files are found to be what the manifest says.
+
+    Raises TrainingFailed if they are not, and as `open_predictor` does.
+    """
+    if not is_as_described(model.folder, model.files):
+        raise TrainingFailed(
+            f"{model.folder}: not what its manifest says, a file is damaged or somebody changed it; "
+            f"`tds train {model.model}` trains it again"
+        )
+    return open_predictor(settings, model.model, model.content, model.trainer)
+
+
 class Champion(Closing):
     """The model in use, loaded: `champion.predict([question, …])`. `with` closes it."""
 
@@ -210,7 +235,7 @@ class Champion(Closing):
         """Load a model. Raises ModelMissing, TrainingFailed if its file is not what was written."""
         self.model = model
         self.is_tainted = model.is_tainted  # records that it was trained on have been erased since
-        self._predictor: Predictor = open_predictor(settings, model.model, model.content, model.trainer)
+        self._predictor: Predictor = open_model_of(settings, model)
 
     @property
     def version(self) -> str:
@@ -254,7 +279,7 @@ def checked_margin(margin: float) -> float:
 
 
 def _accuracy(settings: Settings, model: Model, rows: Sequence[LabelledRow]) -> float:
-    with open_predictor(settings, model.model, model.content, model.trainer) as predictor:
+    with open_model_of(settings, model) as predictor:
         answers = predictor.predict(row.question for row in rows)
         right = sum(answer.prediction == row.label for answer, row in zip(answers, rows, strict=True))
     return right / max(1, len(rows))
@@ -277,9 +302,10 @@ def _seen_entities(paths: DataPaths, model: Model, rows: Iterable[LabelledRow]) 
 def _present_champion(paths: DataPaths, model: str) -> Model | None:
     """The champion; None also where its folder is damaged or was removed by hand: then it holds nobody back."""
     try:
-        return champion_of(paths, model)
+        champion = champion_of(paths, model)
     except ModelMissing:
         return None
+    return champion if champion is not None and is_as_described(champion.folder, champion.files) else None
 
 
 def _was_rolled_back(paths: DataPaths, challenger: Model) -> bool:
@@ -290,15 +316,16 @@ def _was_rolled_back(paths: DataPaths, challenger: Model) -> bool:
 
 
 def _earlier_champion(paths: DataPaths, model: str, present: str | None) -> str:
-    """The version in use before the present one: follow the decisions back, and skip what is gone."""
-    version = present
-    for decision in reversed(decisions(paths, model)):
-        if not decision.promoted or decision.challenger != version:
-            continue
-        version = decision.champion
-        if version is None:
-            break
-        if version != present and version in trained_versions(paths, model):
+    """The version in use before the present one, without what is gone and what was gone back from."""
+    used: list[str] = []
+    for decision in decisions(paths, model):
+        if decision.kind == "rollback" and decision.challenger in used:
+            del used[used.index(decision.challenger) + 1 :]
+        elif decision.promoted:
+            used.append(decision.challenger)
+    there = trained_versions(paths, model)
+    for version in reversed(used[:-1]):
+        if version != present and version in there:
             return version
     raise ModelMissing(
         f"model {model}: no earlier champion is there to go back to; `ls {paths.models(model)}` shows the versions, "

@@ -7,7 +7,7 @@
 A trainer must not read `test.jsonl`: what the model is worth is measured by asking it those questions. What it prints
 while it trains is its log. One that calls `run_trainer` has arguments, lines and Dagster Pipes done for it.
 
-A trainer ends with whoever started it, also if that is killed (`leash`); a predictor ends when its stdin is closed.
+Both end with whoever started them, also if that is killed (`leash`); a predictor also when its stdin is closed.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from tds_dagster.training.leash import leashed
 DEFAULT = "default"
 ANSWER_TIMEOUT_S = 600.0  # a model that is loaded from a slow disk before its first answer
 _END_TIMEOUT_S = 10.0  # what a trainer or predictor gets to end by itself
+_PIPE_BYTES = 1 << 16  # written or read at once
 _LAST_LINES = 20  # of its log, in an error
 
 Figures = Mapping[str, float | int | str]
@@ -147,12 +149,16 @@ class _ProcessPredictor(Predictor):
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
         self._process = subprocess.Popen(
-            [*shlex.split(settings.trainer or ""), "--predict", str(folder)],
+            leashed([*shlex.split(settings.trainer or ""), "--predict", str(folder)]),
             env=child_environment(settings, PYTHONUNBUFFERED="1"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,
         )
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                os.set_blocking(pipe.fileno(), False)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -160,8 +166,7 @@ class _ProcessPredictor(Predictor):
 
     def predict(self, questions: Iterable[Mapping[str, object]]) -> Iterator[Prediction]:
         for question in questions:
-            self._ask(question)
-            yield self._prediction(self._answer())
+            yield self._prediction(self._ask(question))
 
     def close(self) -> None:
         _end(self._process, self._listener)
@@ -170,36 +175,45 @@ class _ProcessPredictor(Predictor):
         for line in _lines(self._process.stderr):
             self._last.append(line)
 
-    def _ask(self, question: Mapping[str, object]) -> None:
-        pipe = self._process.stdin
-        try:
-            if pipe is not None:
-                pipe.write(msgspec.json.encode(question) + b"\n")
-                pipe.flush()
-        except BrokenPipeError as err:
-            raise self._failed("it ended before a question") from err
-
-    def _answer(self) -> bytes:
-        """The next line of its output; no `readline`, so that one that hangs does not hang us."""
-        pipe = self._process.stdout
-        if pipe is None:
-            raise self._failed("it has no output")
-        readable = select.poll()  # not `select`, which ends at the 1024th open file
-        readable.register(pipe, select.POLLIN)
-        while b"\n" not in self._rest:
-            if not readable.poll(ANSWER_TIMEOUT_S * 1000):
+    def _ask(self, question: Mapping[str, object]) -> bytes:
+        """Write a question, and give the line that answers it. What hangs, at either end, does not hang us."""
+        out, answers = self._process.stdin, self._process.stdout
+        if out is None or answers is None or out.closed:
+            raise self._failed("it has ended")
+        rest, deadline = memoryview(msgspec.json.encode(question) + b"\n"), time.monotonic() + ANSWER_TIMEOUT_S
+        while rest or b"\n" not in self._rest:
+            ready = select.poll()  # not `select`, which ends at the 1024th open file
+            ready.register(answers, select.POLLIN)
+            if rest:
+                ready.register(out, select.POLLOUT)
+            events = dict(ready.poll(max(0.0, deadline - time.monotonic()) * 1000))
+            if not events:
                 raise self._failed(f"no answer within {ANSWER_TIMEOUT_S:.0f} s, expected a line for each, flushed")
-            piece = os.read(pipe.fileno(), 1 << 16)
-            if not piece:
-                raise self._failed("it ended without an answer")
-            self._rest += piece
+            if answers.fileno() in events:
+                self._rest += self._more(answers)
+            if out.fileno() in events:
+                rest = rest[self._wrote(out, rest) :]
         line, _, self._rest = self._rest.partition(b"\n")
         return line
+
+    def _more(self, answers: IO[bytes]) -> bytes:
+        piece = os.read(answers.fileno(), _PIPE_BYTES)
+        if not piece:
+            raise self._failed("it ended without an answer")
+        return piece
+
+    def _wrote(self, out: IO[bytes], rest: memoryview) -> int:
+        try:
+            return os.write(out.fileno(), rest[:_PIPE_BYTES])
+        except BlockingIOError:
+            return 0  # there is room, and less than the system writes at once
+        except BrokenPipeError as err:
+            raise self._failed("it ended before a question") from err
 
     def _prediction(self, line: bytes) -> Prediction:
         try:
             found = msgspec.json.decode(line, type=Prediction)
-        except msgspec.DecodeError as err:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             text = line.decode(errors="replace")
             raise self._failed(f"it answered {shown(text)} ({err})") from err
         if found.score is not None and not 0 <= found.score <= 1:

@@ -19,6 +19,7 @@ from tds_dagster.curate.artifacts import read_manifest
 from tds_dagster.curate.day import CuratedDay, read_curated
 from tds_dagster.curate.raw import RawDay, RawDays, open_raw
 from tds_dagster.datasets.manifest import Dataset, SourceDay, find_dataset, read_dataset
+from tds_dagster.datasets.recipe import MODELS
 from tds_dagster.export.manifest import Shard
 from tds_dagster.training.manifest import Model, champion_version, find_model
 
@@ -86,6 +87,8 @@ def trace(paths: DataPaths, text: str) -> Lineage:
     try:
         model = find_model(paths, text)
     except ModelMissing as err:
+        if text in MODELS and champion_version(paths, text) is not None:
+            raise  # its champion is damaged or gone: the days of another dataset are not what was asked for
         try:
             return _traced(paths, None, find_dataset(paths, text))
         except SourceMissing:

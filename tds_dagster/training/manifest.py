@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from ingest.errors import ModelMissing
+from ingest.errors import DamagedFile, ModelMissing
 from ingest.pipeline.partitions import DataPaths
 from tds_dagster.curate.folders import FolderFile, read_pointer, read_sealed
 from tds_dagster.curate.seal import seal
@@ -125,11 +125,17 @@ def latest_trained_version(paths: DataPaths, model: str) -> str | None:
 
 
 def champion_version(paths: DataPaths, model: str) -> str | None:
-    """The version in use; None if none was promoted yet."""
+    """The version in use; None if none was promoted yet. Raises DamagedFile if the link is something else."""
+    link = paths.models(model) / CHAMPION
     try:
-        return os.path.basename(os.readlink(paths.models(model) / CHAMPION))  # noqa: PTH115, PTH119 - a link's text, not what it resolves to
+        return os.path.basename(os.readlink(link))  # noqa: PTH115, PTH119 - a link's text, not what it resolves to
     except FileNotFoundError:
         return None
+    except OSError as err:
+        raise DamagedFile(
+            f"{link}: expected a link to the version in use ({err.strerror}); move what is there away, and "
+            f"`tds rollback {model} --to VERSION` puts a version in use"
+        ) from err
 
 
 def champion_of(paths: DataPaths, model: str) -> Model | None:

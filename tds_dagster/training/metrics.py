@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+ROUNDING = 1e-9  # of a difference between two shares, which is no difference between models
 _Z = 1.959963984540054  # of 95 %, two-sided
 
 
@@ -49,9 +50,9 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     score: Score
     baselines: dict[str, Score]  # by name
     macro_f1: float  # mean over the classes that the split has
-    log_loss: float | None  # mean of -ln(probability of the true class), bounded; None where scores are missing
     classes: dict[str, ClassScore]  # those of the split, most rows first
     confusion: dict[str, dict[str, int]]  # true class → predicted class → rows
+    brier: float | None = None  # of "this prediction is right", 0 to 1, less is better; None where scores are missing
 
     @property
     def best_baseline(self) -> tuple[str, Score]:
@@ -89,9 +90,9 @@ def measure(
             for name, guesses in baselines.items()
         },
         macro_f1=sum(each.f1 for each in classes.values()) / max(1, len(classes)),
-        log_loss=_log_loss(labels, predicted, scores),
         classes=classes,
         confusion=confusion,
+        brier=_brier(labels, predicted, scores),
     )
 
 
@@ -144,13 +145,15 @@ def _class_scores(pairs: Mapping[tuple[str, str], int]) -> dict[str, ClassScore]
     return found
 
 
-def _log_loss(labels: Sequence[str], predicted: Sequence[str], scores: Sequence[float | None]) -> float | None:
-    """Of the predicted class only its probability is known; of a wrong one the rest is what the true class may have."""
+def _brier(labels: Sequence[str], predicted: Sequence[str], scores: Sequence[float | None]) -> float | None:
+    """Mean squared difference between the score and whether the prediction was right (G. W. Brier, 1950).
+
+    A model tells the probability of its prediction only, so no figure over all classes can be had, as log loss is.
+    """
     if not scores or any(score is None for score in scores):
         return None
-    least = 1e-15
     losses = [
-        -math.log(max(least, score if label == guess else 1 - score))
+        (score - (label == guess)) ** 2
         for label, guess, score in zip(labels, predicted, scores, strict=True)
         if score is not None
     ]

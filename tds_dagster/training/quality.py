@@ -6,6 +6,7 @@ counted over all of them; asked about are `MOST_ROWS` at most: of more, those wi
 id, so that the same days give the same figures.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -21,9 +22,10 @@ from tds_dagster.datasets.manifest import Dataset, read_dataset
 from tds_dagster.datasets.recipe import Recipe
 from tds_dagster.datasets.sources import Sources, build_shards, open_sources, resolved_range
 from tds_dagster.datasets.splits import write_examples
-from tds_dagster.training.contract import open_predictor
+from tds_dagster.training.baselines import expected_classes
+from tds_dagster.training.champion import open_model_of
 from tds_dagster.training.manifest import Model, champion_of
-from tds_dagster.training.metrics import Score, score_of
+from tds_dagster.training.metrics import ROUNDING, Score, score_of
 from tds_dagster.training.questions import question_of, read_object
 
 MOST_ROWS = 2000  # that are asked: enough for an interval of 4 points, and no hour for a slow model
@@ -33,12 +35,13 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     """How a champion does on days after its dataset."""
 
     champion: str  # version
-    expected: float  # its accuracy on its own test split
+    expected: Score  # on its own test split
     start: str  # first of the days
     end: str  # last, included
     examples: int  # of these days
     score: Score  # on all of them, or on `MOST_ROWS` chosen by hash
     drift: float  # total variation distance of the classes from those of train: 0 the same, 1 none in common
+    drift_by_chance: float  # what of it so few rows show though nothing moved
     classes: dict[str, int]  # examples of each, most first
 
 
@@ -73,27 +76,27 @@ def measure_quality(settings: Settings, model: str) -> Quality | None:
         if not chosen:
             return None
         score = _score(settings, champion, rows, chosen)
+    expected = expected_classes(dataset)
     return Quality(
-        champion=champion.version, expected=champion.metrics.score.accuracy, start=str(recipe.start),
-        end=str(recipe.end), examples=sum(classes.values()), score=score,
-        drift=total_variation(expected_classes(dataset), classes), classes=classes,
+        champion=champion.version, expected=champion.metrics.score, start=str(recipe.start), end=str(recipe.end),
+        examples=sum(classes.values()), score=score, drift=total_variation(expected, classes),
+        drift_by_chance=variation_by_chance(expected, classes), classes=classes,
     )  # fmt: skip
 
 
-def has_dropped(expected: float, accuracy: float, *, high: float, quality_drop: float) -> bool:
+def has_dropped(expected: float, accuracy: float, *, low: float, high: float, quality_drop: float) -> bool:
     """Whether a champion lost accuracy: `quality_drop` or more of it (0 to 1), and beyond chance.
 
-    `expected` is its accuracy on its test split, `accuracy` that on new days, `high` the end of that one's interval.
+    `expected` is its accuracy on its test split and `low` the lower end of that one's 95 % interval, `accuracy` that on
+    new days and `high` the upper end. Both were measured on some rows: only where the intervals lie apart is it no
+    chance.
     """
-    return expected - accuracy >= quality_drop and high < expected
+    return expected - accuracy >= quality_drop - ROUNDING and high < low
 
 
-def expected_classes(dataset: Dataset) -> dict[str, int]:
-    """The rows of each class as they came: those of train, or of the other splits where train was balanced."""
-    is_balanced = dataset.recipe.balance != "none"
-    splits = [split for name, split in dataset.splits.items() if (name == "train") != is_balanced]
-    names = sorted({name for split in splits for name in split.classes})
-    return {name: sum(split.classes.get(name, 0) for split in splits) for name in names}
+def has_drifted(drift: float, by_chance: float, *, least: float) -> bool:
+    """Whether classes moved by `least` or more (0 to 1) beyond what `variation_by_chance` gives."""
+    return drift - by_chance >= least - ROUNDING
 
 
 def total_variation(before: Mapping[str, int], now: Mapping[str, int]) -> float:
@@ -103,6 +106,21 @@ def total_variation(before: Mapping[str, int], now: Mapping[str, int]) -> float:
         return 0.0
     names = {*before, *now}
     return sum(abs(before.get(name, 0) / rows_before - now.get(name, 0) / rows_now) for name in names) / 2
+
+
+def variation_by_chance(before: Mapping[str, int], now: Mapping[str, int]) -> float:
+    """The total variation distance to expect of two samples of one distribution, 0 to 1; 0 where one is empty.
+
+    Half the sum over the classes of the mean of |difference|, which for a normal difference of variance v is √(2v/π);
+    v is p(1 - p)(1/n + 1/m), with p the class's share of both samples together. It grows with the classes: 20 even ones
+    in 50 rows move by 0.2 and more by chance alone.
+    """
+    rows_before, rows_now = sum(before.values()), sum(now.values())
+    if not rows_before or not rows_now:
+        return 0.0
+    shares = [(before.get(name, 0) + now.get(name, 0)) / (rows_before + rows_now) for name in {*before, *now}]
+    spread = 2 / math.pi * (1 / rows_before + 1 / rows_now)
+    return min(1.0, sum(math.sqrt(spread * share * (1 - share)) for share in sorted(shares)) / 2)
 
 
 def _recipe_of_new_days(settings: Settings, dataset: Dataset) -> Recipe | None:
@@ -136,7 +154,7 @@ def _sample(sources: Sources, index: Path) -> list[_Chosen]:
 
 
 def _score(settings: Settings, champion: Model, rows: Path, chosen: Sequence[_Chosen]) -> Score:
-    with open_predictor(settings, champion.model, champion.content, champion.trainer) as predictor:
+    with open_model_of(settings, champion) as predictor:
         answers = predictor.predict(_questions(champion.model, rows, chosen))
         right = [answer.prediction == row.label for answer, row in zip(answers, chosen, strict=True)]
     return score_of(right, [row.entity for row in chosen])

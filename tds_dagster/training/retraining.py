@@ -15,13 +15,13 @@ from typing import Literal
 
 import msgspec
 
-from ingest.errors import SourceMissing
+from ingest.errors import ModelMissing, SourceMissing
 from ingest.pipeline.partitions import DataPaths
 from tds_dagster.datasets.manifest import read_dataset
 from tds_dagster.datasets.recipe import PRIMARY
-from tds_dagster.training.manifest import champion_of, latest_trained
+from tds_dagster.training.manifest import LATEST, champion_version, latest_trained_version, read_model
 from tds_dagster.training.policy import ModelPolicy
-from tds_dagster.training.quality import has_dropped
+from tds_dagster.training.quality import has_drifted, has_dropped
 
 EMPTY = hashlib.sha256(b"").hexdigest()  # of a day without rows, which is in no dataset
 FEWEST_ROWS = 50  # with fewer, drift and accuracy on new days are chance
@@ -45,6 +45,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     is_tainted: bool  # some of it has been erased since
     last_day: str  # of its dataset; empty if that is gone
     days: Mapping[str, Day]  # of the predicted kind; none if the dataset is gone
+    is_lost: bool = False  # the model is damaged or gone, and with it what it learned from
 
 
 class InUse(msgspec.Struct, frozen=True):
@@ -52,17 +53,21 @@ class InUse(msgspec.Struct, frozen=True):
 
     version: str
     accuracy: float  # on the test split of its own dataset
+    low: float  # lower end of its 95 % interval
     is_tainted: bool
+    is_lost: bool = False  # damaged or gone: nobody can ask it
 
 
 class OnNewDays(msgspec.Struct, frozen=True, kw_only=True):
     """What the last check of a champion on days after its dataset's has found."""
 
+    champion: str  # version
     start: str  # first of these days
     rows: int
     accuracy: float
     high: float  # upper end of its 95 % interval
     drift: float  # total variation distance of the classes
+    drift_by_chance: float = 0.0  # what of it so few rows show though nothing moved
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,12 +105,17 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
 def read_mark(paths: DataPaths, model: str) -> Mark | None:
     """What the model that was trained last has learned from; None if there is none.
 
-    A dataset that an erasure took away counts as one without days. Raises DamagedFile or ModelMissing for a model that
-    is named as the last one and cannot be read.
+    A dataset that an erasure took away counts as one without days, and so does that of a model that is damaged or gone.
+    Raises DamagedFile where it cannot be read which one was the last.
     """
-    latest = latest_trained(paths, model)
-    if latest is None:
+    version = latest_trained_version(paths, model)
+    if version is None:
         return None
+    try:
+        latest = read_model(paths.model(model, version))
+    except ModelMissing:
+        then = datetime.fromtimestamp((paths.models(model) / LATEST).stat().st_mtime, UTC)
+        return Mark(version=version, made_at=then, is_tainted=False, last_day="", days={}, is_lost=True)
     try:
         dataset = read_dataset(paths.dataset(model, latest.dataset))
         kind = PRIMARY[model]
@@ -118,11 +128,16 @@ def read_mark(paths: DataPaths, model: str) -> Mark | None:
 
 
 def read_champion(paths: DataPaths, model: str) -> InUse | None:
-    """The champion; None if none was promoted yet. Raises ModelMissing for one that cannot be read."""
-    champion = champion_of(paths, model)
-    if champion is None:
+    """The champion; None if none was promoted yet. Raises DamagedFile where it cannot be read which one it is."""
+    version = champion_version(paths, model)
+    if version is None:
         return None
-    return InUse(champion.version, champion.metrics.score.accuracy, champion.is_tainted)
+    try:
+        champion = read_model(paths.model(model, version))
+    except ModelMissing:
+        return InUse(version, accuracy=0.0, low=0.0, is_tainted=False, is_lost=True)
+    score = champion.metrics.score
+    return InUse(version, accuracy=score.accuracy, low=score.interval.low, is_tainted=champion.is_tainted)
 
 
 def days_for(versions: Mapping[str, str], recipe: Mapping[str, object], today: date) -> dict[str, str]:
@@ -204,10 +219,17 @@ def _conditions(policy: ModelPolicy, known: Known, rows: int) -> list[tuple[bool
     if mark is None:
         least = min(policy.new_rows or FIRST_ROWS, FIRST_ROWS)
         return [(rows >= least, "it was never trained" if rows >= least else f"a first model takes {least} rows")]
-    erased = _of_erasure(known, mark)
+    broken = [*_of_lost(known, mark), *_of_erasure(known, mark)]
     if not known.changed:
-        return erased or [(False, "nothing changed")]
-    return [*erased, *_of_data(policy, known, mark, rows), *_of_champion(policy, known, mark)]
+        return broken or [(False, "nothing changed")]
+    return [*broken, *_of_data(policy, known, mark, rows), *_of_champion(policy, known, mark)]
+
+
+def _of_lost(known: Known, mark: Mark) -> list[tuple[bool, str]]:
+    champion = known.champion
+    if champion is not None and champion.is_lost:
+        return [(True, f"its champion {champion.version} is damaged or gone")]
+    return [(True, f"{mark.version}, which was trained last, is damaged or gone")] if mark.is_lost else []
 
 
 def _of_erasure(known: Known, mark: Mark) -> list[tuple[bool, str]]:
@@ -237,15 +259,21 @@ def _of_champion(policy: ModelPolicy, known: Known, mark: Mark) -> list[tuple[bo
     training: if that one is not promoted, rows and age decide about the next.
     """
     check, champion = known.on_new_days, known.champion
-    if check is None or champion is None or check.start <= mark.last_day or check.rows < FEWEST_ROWS:
+    if check is None or champion is None or check.champion != champion.version or check.start <= mark.last_day:
+        return []
+    if check.rows < FEWEST_ROWS:
         return []
     found = []
     if policy.drift:
-        found.append((check.drift >= policy.drift, f"drift {check.drift:.2f} of {policy.drift:g}"))
+        is_met = has_drifted(check.drift, check.drift_by_chance, least=policy.drift)
+        text = f"drift {check.drift:.2f}, {check.drift_by_chance:.2f} of it chance, of {policy.drift:g}"
+        found.append((is_met, text))
     if policy.quality_drop:
         lost = champion.accuracy - check.accuracy
         text = f"{champion.accuracy:.2f} on its test split, {check.accuracy:.2f} on new days, {check.high:.2f} at most"
-        is_met = has_dropped(champion.accuracy, check.accuracy, high=check.high, quality_drop=policy.quality_drop)
+        is_met = has_dropped(
+            champion.accuracy, check.accuracy, low=champion.low, high=check.high, quality_drop=policy.quality_drop
+        )
         found.append((is_met, f"quality_drop {lost:.2f} of {policy.quality_drop:g} ({text})"))
     return found
 
@@ -266,8 +294,10 @@ def _counted(number: int, noun: str) -> str:
 
 def _run_key(policy: ModelPolicy, known: Known) -> str:
     """Of everything that another training could learn something else from."""
-    # A model that an erasure has tainted is to be trained again, though its days may be the same.
-    tainted = known.mark.version if known.mark is not None and known.mark.is_tainted else None
+    # A model that an erasure has tainted, or that is lost, is to be trained again, though its days may be the same.
+    mark, champion = known.mark, known.champion
+    tainted = mark.version if mark is not None and (mark.is_tainted or mark.is_lost) else None
+    lost = [champion.version] if champion is not None and champion.is_lost else []
     filled = {day: version for day, version in known.days.items() if version != EMPTY}
-    said = msgspec.json.encode([known.model, filled, policy.recipe, known.trainer, tainted], order="sorted")
+    said = msgspec.json.encode([known.model, filled, policy.recipe, known.trainer, tainted, *lost], order="sorted")
     return f"{known.model}-{hashlib.sha256(said).hexdigest()[:16]}"

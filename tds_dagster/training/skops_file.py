@@ -7,6 +7,7 @@ the types that skops knows, only the estimators of our trainer are taken, and th
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from ingest.errors import TrainingFailed
 from tds_dagster.training.features import COLUMNS
 
 _TRUSTED = ["sklearn.tree._tree.Tree"]  # beside what skops takes for harmless; `_can_be_walked` looks at each
+# What zipfile, zlib, NumPy and skops say to bytes that are none of theirs.
+_NOT_SKOPS = (
+    zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, TypeError, AttributeError, NotImplementedError,
+    OverflowError, RecursionError, MemoryError,
+)  # fmt: skip
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say
 
 
@@ -41,7 +47,7 @@ def read_estimator(path: Path) -> tuple[Any, Any]:
             f"{path}: it holds types that we do not write ({err}); expected a model as our trainer made it; nothing of "
             "it was run: train again, and see who wrote the file"
         ) from err
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as err:
+    except _NOT_SKOPS as err:
         raise TrainingFailed(
             f"{path}: no skops file ({err}), expected the model that our trainer writes; nothing of it was run: train "
             "again"

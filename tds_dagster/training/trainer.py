@@ -115,7 +115,10 @@ class SklearnModel(Predictor):
 
     def _best(self, question: Mapping[str, object], shares: Sequence[float]) -> Prediction:
         at_hand = _names_at_hand(question)
-        known = [place for place, name in enumerate(self._classes) if name in at_hand] or range(len(self._classes))
+        known = [place for place, name in enumerate(self._classes) if name in at_hand]
+        if at_hand and not known:
+            return Prediction(min(at_hand), 1 / len(at_hand))  # it has seen none of them: one is as good as another
+        known = known or list(range(len(self._classes)))
         total = math.fsum(shares[place] for place in known)
         best = max(known, key=lambda place: shares[place])
         return Prediction(self._classes[best], min(shares[best] / total, 1.0) if total else 1 / len(known))

@@ -149,7 +149,7 @@ def run_rounds(arguments: argparse.Namespace, tools: Tools) -> bool:
             for _ in range(ROUNDS_PER_FOLDER):
                 verdict = run_round(site, arguments, totals, verdict)
                 is_over = is_time_over(arguments, totals, began)
-                if is_over or not verdict.is_good:
+                if is_over or not verdict.is_good or site.is_grown:
                     break
         finally:
             is_kept = not verdict.is_good or sys.exc_info()[0] is not None

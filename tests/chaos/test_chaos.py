@@ -14,7 +14,7 @@ import pytest
 from ingest import TrainingDataStore
 from tests.chaos.site import Plan, Site
 from tests.chaos.tools import Tools
-from tests.chaos.verify import verify
+from tests.chaos.verify import destroyable_records, verify
 from tests.chaos.worker import document
 from tests.parts import PROJECT, skip_unless_required
 
@@ -142,3 +142,9 @@ def test_a_record_that_an_attack_destroyed_may_be_missing_only_if_the_store_gave
     verdict = verify(calm_site)
     assert verdict.lost == []
     assert any("0 quarantined: expected 1 that are missing" in wrong for wrong in verdict.wrong)
+
+
+def test_two_destroyed_records_of_one_idempotency_key_are_two() -> None:
+    record_id = "01a20eb0-a692-70e6-8032-3f1cd48c4b74"
+    line = msgspec.json.encode({"record_id": record_id})
+    assert destroyable_records([line + line[:-5], line]) == {record_id: 2}

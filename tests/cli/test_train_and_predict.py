@@ -66,11 +66,27 @@ def test_a_line_that_is_no_question_is_told_by_its_number_and_the_others_are_ans
 ) -> None:
     assert trained
     source = questions(tmp_path / "q.jsonl", "{", asked("Please find flights."), {"message": []})
+    with source.open("ab") as out:
+        out.write(b'{"messages": [{"role": "user", "content": "\xff"}]}\n' + b"[" * 100_000 + b"\n[]\n")
     result = tds("predict", MODEL, "--input", source)
     assert [json.loads(line)["prediction"] for line in result.stdout.splitlines()] == ["find_flights"]
     assert result.exit_code == 1
     assert f"{source}, line 1: " in result.stderr
     assert f"{source}, line 3: field 'message'" in result.stderr
+    assert all(f"{source}, line {number}: " in result.stderr for number in (4, 5, 6))
+    assert "Traceback" not in result.stderr
+
+
+def test_what_belongs_to_another_model_is_not_taken(trained: dict[str, Any], settings: Settings, tds: Tds) -> None:
+    other = build(settings.data_dir, "task_completion")
+    refused = tds("train", MODEL, "--dataset", f"task_completion/{other.version}")
+    assert (refused.exit_code, "a dataset of task_completion, expected one of tool_selection" in refused.stderr) == (
+        2,
+        True,
+    )
+    refused = tds("predict", "task_completion", "--input", "/dev/null", "--version", f"{MODEL}/{trained['version']}")
+    assert refused.exit_code == 1
+    assert "a model of tool_selection, expected one of task_completion" in refused.stderr
 
 
 def test_a_champion_whose_records_were_erased_is_asked_with_a_warning(

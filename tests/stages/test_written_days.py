@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from ingest import Settings
-from ingest.pipeline.partitions import DataPaths
+from ingest.pipeline.partitions import DataPaths, manifest_of
 from tds_dagster.automation.checks import DAY_CHECKS, day_check_results
 from tds_dagster.datasets.written_leaks import first_leak_of
 from tds_dagster.export import export_range
@@ -97,6 +97,39 @@ def test_what_is_left_in_a_shard_is_told_by_its_place_and_not_by_its_text(raw_st
     assert SECRET not in found.text
     offset = int(found.text.partition(" byte ")[2].partition(" ")[0])
     assert size < offset < size + 40
+
+
+def test_a_day_in_which_something_was_left_stays_told_until_it_is_built_again(raw_store: RawStore) -> None:
+    paths = build_days(raw_store, {DAY: [{}], NEXT: [{}]})
+    settings, leak = Settings(data_dir=paths.root), "nothing_is_left_to_redact"
+    with paths.shard("events", DAY).open("a") as out:
+        out.write(f'{{"payload": "the key is {SECRET}"}}\n')
+
+    def passed(leaking: list[str]) -> list[bool]:
+        return [bool(each.passed) for each in day_check_results(settings, "events", [leak], {}, leaking)]
+
+    assert (passed([]), passed([DAY]), passed([NEXT])) == ([True], [False], [True])  # a run built another day
+    paths.shard("events", DAY).unlink()
+    export_range(paths, "events", DAY, DAY)
+    assert passed([DAY]) == [True]
+
+
+def test_a_shard_without_its_manifest_was_not_looked_at_and_is_told(raw_store: RawStore) -> None:
+    paths = build_days(raw_store, {DAY: [{}], NEXT: [{}]})
+    manifest = manifest_of(paths.shard("events", NEXT))
+    manifest.write_bytes(manifest.read_bytes()[:-5])
+    found = judge_leaks(Settings(data_dir=paths.root), "events")
+    assert (found.passed, found.days) == (False, [NEXT])
+    assert "not looked at, for its manifest is missing or damaged: export it again" in found.text
+
+
+@pytest.mark.parametrize("name", ["copy", "events_0copy", "events_2024-5-15", "events_2024-W20-3", "events_"])
+def test_a_file_whose_name_has_no_day_is_nobodys_day(raw_store: RawStore, name: str) -> None:
+    paths = build_days(raw_store, {DAY: [{}], NEXT: [{}]})
+    for path in (paths.curated("events", NEXT), paths.shard("events", NEXT)):
+        (path.parent / f"{name}{path.suffix}").write_bytes(b"stray")
+    results = list(day_check_results(Settings(data_dir=paths.root), "events", DAY_CHECKS, None))
+    assert [result.check_name for result in results if not result.passed] == []
 
 
 @pytest.mark.parametrize("content", [b"PAR1", b"", None])

@@ -173,13 +173,62 @@ def test_sessions_that_the_champion_knows_by_the_name_of_another_entity_are_know
 def test_a_champion_that_does_not_answer_stays_and_the_reason_says_what_to_do(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = lab.train(RIGHT)
+    lab.train(RIGHT)
     lab.again(1)
-    (first.model.content / "answers.json").write_text("{}")
-    decision = lab.train(RIGHT).decision
+    other = msgspec.structs.replace(lab.settings, trainer=f"{lab.settings.trainer} ")  # the same, by another name
+    decision = train_model(other, lab.dataset, run_trainer=lab.write).decision
     assert not decision.promoted
     assert "cannot be held against it" in decision.reason
     assert f"`tds rollback {MODEL} --to {decision.challenger}` puts this one in use" in decision.reason
+
+
+def test_a_champion_whose_file_is_damaged_is_not_asked_and_holds_nobody_back(lab: Lab) -> None:
+    first = lab.train(RIGHT)
+    lab.again(1)
+    (first.model.content / "answers.json").write_text(json.dumps(WRONG))
+    with pytest.raises(TrainingFailed, match=f"`tds train {MODEL}` trains it again"):
+        load_champion(lab.settings, MODEL)
+    decision = lab.train(RIGHT, margin=0.5).decision
+    assert decision.promoted
+    assert "is damaged or gone" in decision.reason
+
+
+def test_a_margin_that_is_just_reached_is_reached(lab: Lab) -> None:
+    first = lab.train(RIGHT).model
+    for rows in range(20, 400):
+        compared = champion.Comparison((rows - 1) / rows, (rows - 2) / rows, rows, 0)
+        assert champion._outcome(compared, first, 1 / rows)[0], rows
+        assert not champion._outcome(compared, first, 1.01 / rows)[0], rows
+
+
+def test_going_back_twice_goes_back_by_two(lab: Lab) -> None:
+    lab.train(RIGHT)
+    made = [lab.train(RIGHT).model.version]
+    for seed in (1, 2, 3):
+        lab.again(seed)
+        made.append(lab.train(RIGHT, margin=0.0).model.version)
+    assert [rollback(lab.settings, MODEL).challenger for _ in range(2)] == [made[2], made[1]]
+    rollback(lab.settings, MODEL, made[3])
+    assert [rollback(lab.settings, MODEL).challenger for _ in range(2)] == [made[1], made[0]]
+    with pytest.raises(ModelMissing, match="no earlier champion"):
+        rollback(lab.settings, MODEL)
+
+
+def test_a_damaged_line_of_decisions_is_named_and_nothing_is_overwritten(lab: Lab) -> None:
+    lab.train(RIGHT)
+    log = lab.home / "promotions.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"at": 7}\n\xff\n')
+    before = log.read_bytes()
+    with pytest.raises(DamagedFile, match=r"promotions\.jsonl, line 2: expected a decision"):
+        lab.train(HALF)
+    assert log.read_bytes() == before
+
+
+def test_a_folder_in_the_place_of_the_link_is_named(lab: Lab) -> None:
+    lab.home.mkdir(parents=True)
+    (lab.home / CHAMPION).mkdir()
+    with pytest.raises(DamagedFile, match="expected a link to the version in use"):
+        champion_of(lab.paths, MODEL)
 
 
 def test_the_mark_of_a_training_moves_when_it_has_been_decided(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Accuracy comes with an interval that knows sessions from rows, and stands beside baselines, classes and confusion."""
 
-import math
 import random
 
 import pytest
@@ -67,7 +66,8 @@ def test_any_predictions_give_figures_that_add_up(rows: list[tuple[str, str, str
     assert found.score.correct == sum(found.confusion.get(name, {}).get(name, 0) for name in "abc")
     assert 0 <= found.score.interval.low <= found.score.accuracy <= found.score.interval.high <= 1
     assert 0 <= found.macro_f1 <= 1
-    assert (found.log_loss is None) == (not rows)
+    assert (found.brier is None) == (not rows)
+    assert found.brier is None or 0 <= found.brier <= 1
     assert confusion_plot(found).startswith("![confusion matrix")
     assert accuracy_plot(found).startswith("![accuracy")
 
@@ -85,13 +85,13 @@ def test_classes_have_precision_and_recall_and_the_confusion_says_what_was_taken
     assert found.classes["a"].precision == pytest.approx(5 / 6)
     assert found.classes["a"].recall == pytest.approx(5 / 6)
     assert (found.classes["b"].precision, found.classes["b"].recall) == (0.75, 0.75)
-    assert found.log_loss == pytest.approx((-8 * math.log(0.9) - 2 * math.log(0.1)) / 10)
+    assert found.brier == pytest.approx((8 * 0.1**2 + 2 * 0.9**2) / 10)
     assert found.best_baseline[0] == "majority"
     assert found.beats_baselines
 
 
-def test_one_score_that_is_missing_leaves_no_log_loss() -> None:
-    assert measure(["a", "b"], ["a", "b"], ["1", "2"], {"majority": ["a", "a"]}, [0.5, None]).log_loss is None
+def test_one_score_that_is_missing_leaves_no_brier_score() -> None:
+    assert measure(["a", "b"], ["a", "b"], ["1", "2"], {"majority": ["a", "a"]}, [0.5, None]).brier is None
 
 
 def test_a_tie_with_a_baseline_does_not_beat_it_and_the_card_says_so() -> None:

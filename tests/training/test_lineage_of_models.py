@@ -1,5 +1,6 @@
 """A model is followed to the rows that the writer stored, and what has changed on the way since is told."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tds_dagster.curate.folders import remove_finished
 from tds_dagster.datasets.manifest import find_dataset
 from tds_dagster.export import export_range
 from tds_dagster.training.lineage import Lineage, trace
+from tds_dagster.training.manifest import champion_version
 from tds_dagster.training.run import train_model
 from tests.stages.conftest import DAY
 from tests.training.training_parts import RawStore, settings_of, store_sessions
@@ -62,6 +64,12 @@ def test_what_is_gone_is_told(trained: DataPaths) -> None:
     remove_finished(find_dataset(trained, MODEL).folder)
     without = trace(trained, MODEL)
     assert (without.dataset_path, without.days) == (None, [])
+
+
+def test_a_champion_that_is_gone_is_told_and_no_other_days_are_shown(trained: DataPaths) -> None:
+    shutil.rmtree(trained.model(MODEL, str(champion_version(trained, MODEL))))
+    with pytest.raises(ModelMissing, match="expected a model's folder"):
+        trace(trained, MODEL)
 
 
 def test_a_name_that_means_nothing_is_an_error(trained: DataPaths) -> None:

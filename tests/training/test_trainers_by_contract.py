@@ -157,6 +157,7 @@ def test_an_error_on_purpose_is_told_without_a_traceback(tmp_path: Path) -> None
         ("read -r q; echo maybe; read -r q", "it answered 'maybe'"),
         ("read -r q; echo '{\"prediction\": 7}'; read -r q", "it answered"),
         ('read -r q; echo \'{"prediction": "x", "score": 1.5}\'; read -r q', "the score 1.5, expected 0 to 1 or null"),
+        ('read -r q; printf \'{"prediction": "\\377"}\\n\'; read -r q', "it answered"),
         ("read -r q; echo broken >&2", "(?s)it ended without an answer.*\n  broken"),
         ("read -r q; read -r q", "no answer within"),
     ],
@@ -164,10 +165,48 @@ def test_an_error_on_purpose_is_told_without_a_traceback(tmp_path: Path) -> None
 def test_a_wrong_answer_or_none_is_an_error_that_says_what_was_expected(
     tmp_path: Path, script: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contract, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(contract, "ANSWER_TIMEOUT_S", 0.3 if problem.startswith("no answer") else 30)
     settings = settings_with(tmp_path, f"#!/bin/sh\n{script}\n")
     with predictor_of(settings, tmp_path) as predictor, pytest.raises(TrainingFailed, match=problem):
         list(predictor.predict([{"n": 1}]))
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_a_trainer_that_reads_nothing_is_waited_for_no_longer_than_for_an_answer(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contract, "ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(contract, "_END_TIMEOUT_S", 0.5)
+    settings = settings_with(tmp_path, "#!/bin/sh\nexec sleep 60\n")
+    with predictor_of(settings, tmp_path) as predictor, pytest.raises(TrainingFailed, match="no answer within"):
+        list(predictor.predict([{"text": "x" * size}]))
+
+
+def test_a_question_larger_than_a_pipe_is_asked_and_answered(tmp_path: Path) -> None:
+    settings = python_trainer(tmp_path, predict="(question['text'][-3:] + str(len(question['text'])), 0.5)")
+    with predictor_of(settings, tmp_path) as predictor:
+        answers = [each.prediction for each in predictor.predict([{"text": "x" * 3_000_000 + "end"}, {"text": "abc"}])]
+    assert answers == ["end3000003", "abc3"]
+
+
+def test_a_predictor_ends_with_its_owner(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script = (
+        f"#!/bin/sh\necho $$ > {shlex.quote(str(pid))}.new; mv {shlex.quote(str(pid))}.new {shlex.quote(str(pid))}\n"
+    )
+    settings = settings_with(tmp_path, script + "exec sleep 60\n")
+    code = (
+        "import os\nfrom pathlib import Path; from ingest.settings import read_settings\n"
+        "from tds_dagster.training.contract import open_predictor\n"
+        "settings = read_settings()\n"
+        f"open_predictor(settings, 'tool_selection', Path({str(tmp_path / 'output')!r}), settings.trainer)\n"
+        "import time; time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, env=environment(settings))
+    wait_until(pid.exists, "the predictor is there")
+    owner.kill()
+    owner.wait()
+    wait_until(lambda: not is_alive(int(pid.read_text())), "the predictor has ended")
 
 
 def test_a_model_is_asked_by_the_trainer_that_made_it_and_by_no_other(tmp_path: Path) -> None:
