@@ -270,7 +270,10 @@ def _of_champion(policy: ModelPolicy, known: Known, mark: Mark) -> list[tuple[bo
         found.append((is_met, text))
     if policy.quality_drop:
         lost = champion.accuracy - check.accuracy
-        text = f"{champion.accuracy:.2f} on its test split, {check.accuracy:.2f} on new days, {check.high:.2f} at most"
+        text = (
+            f"{champion.accuracy:.2f} on its test split, {champion.low:.2f} at least; "
+            f"{check.accuracy:.2f} on new days, {check.high:.2f} at most"
+        )
         is_met = has_dropped(
             champion.accuracy, check.accuracy, low=champion.low, high=check.high, quality_drop=policy.quality_drop
         )

@@ -5,7 +5,7 @@ import os
 import dagster as dg
 
 from ingest import Settings, TrainingDataStore
-from tds_dagster.automation.checks import CHECK, DAY_CHECKS
+from tds_dagster.automation.checks import CHECK, DAY_CHECKS, LEAK
 from tests.platform.dagster_parts import (
     ASSETS,
     data_versions,
@@ -140,12 +140,33 @@ def test_the_check_names_the_days_that_do_not_add_up_and_passes_when_they_do(
     assert DAYS[1] in str(verdict.description)
 
 
-def check_alone(instance: dg.DagsterInstance, settings: Settings) -> dg.ExecuteInProcessResult:
-    """The check without its asset, as automation asks for it each morning."""
+def test_a_leak_that_the_morning_found_is_told_by_runs_of_other_days_until_its_day_is_built(
+    store: TrainingDataStore, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    for day in DAYS[:2]:
+        store_day(store, day)
+    assert run_days(instance, settings, DAYS[:2], "exports/events").success
+    with paths_of(settings).shard("events", DAYS[0]).open("a") as shard:
+        shard.write('{"payload": "the key is ghp_16C7e42F292c6912E7710c838347Ae178B4a"}\n')
+    morning = check_alone(instance, settings, LEAK).get_asset_check_evaluations()
+    assert [(each.passed, each.metadata["days"].value) for each in morning] == [(False, [DAYS[0]])]
+
+    def told_by_a_run_of(day: str) -> bool:
+        run = run_days(instance, settings, [day], "exports/events")
+        (verdict,) = (each for each in run.get_asset_check_evaluations() if each.check_name == LEAK)
+        return verdict.passed
+
+    assert [told_by_a_run_of(day) for day in (DAYS[1], DAYS[1])] == [False, False]
+    store_day(store, DAYS[0], rows=1)  # so that it is built again
+    assert [told_by_a_run_of(day) for day in (DAYS[0], DAYS[1])] == [True, True]
+
+
+def check_alone(instance: dg.DagsterInstance, settings: Settings, name: str = CHECK) -> dg.ExecuteInProcessResult:
+    """A check without its asset, as automation asks for it each morning."""
     key = dg.AssetKey(["exports", "events"])
     return dg.materialize(
         ASSETS,
-        selection=dg.AssetSelection.checks(dg.AssetCheckKey(key, CHECK)),
+        selection=dg.AssetSelection.checks(dg.AssetCheckKey(key, name)),
         instance=instance,
         resources={"settings": settings},
     )
