@@ -22,6 +22,7 @@ from tds_dagster import curate, export
 from tds_dagster.assets.raw import OWNERS, column_lineage, column_schema
 from tds_dagster.automation.checks import (
     CHECK,
+    LEAK,
     accounting_result,
     accounting_spec,
     day_check_results,
@@ -103,7 +104,7 @@ def daily_assets(kind: Kind) -> dg.AssetsDefinition:
         checks = {key.name for key in context.selected_asset_check_keys}
         if CHECK in checks:
             yield accounting_result(DataPaths(settings.data_dir), kind.name)
-        leaking = leaking_days(context.instance, kind.name) if groups else []
+        leaking = leaking_days(context.instance, kind.name) if LEAK in checks else []
         names = sorted(checks - {CHECK})
         yield from day_check_results(settings, kind.name, names, refused if groups else None, leaking)
         if refused:

@@ -7,7 +7,7 @@ without outputs, and would have no result in just the run that failed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import dagster as dg
 
@@ -83,7 +83,7 @@ def _by_files(judge: Callable[[DataPaths, str], Verdict]) -> Callable[[Settings,
 
 
 LEAK = "nothing_is_left_to_redact"
-_LOOKED_AT = 10  # evaluations: one that is only planned, or was cut off, has no figures
+CHECKS_LOOKED_AT = 5  # the last one may be planned only, or its run failed
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 DAY_CHECKS: Mapping[str, _DayCheck] = {
     "columns_are_as_declared": _DayCheck(
@@ -142,20 +142,20 @@ def day_check_results(
 ) -> Iterator[dg.AssetCheckResult]:
     """The verdicts of the checks of these names. `refused`: the days that a gate refused in this run, None if none ran.
 
-    `leaking`: the days in which something was left at the last look (`leaking_days`); a run looks at them again, for
-    its own verdict, on other days, takes the place of the one that named them.
+    `leaking`: the days in which something was left at the last look (`leaking_days`). They are looked at again, and
+    stay named where they cannot be: this verdict, on other days, takes the place of the one that named them.
 
     What is in the way of a check fails that check, and not the step, which has built its days.
     """
     for name in names:
         check = DAY_CHECKS[name]
         try:
-            if name == LEAK and refused is not None:
-                verdict = _verdict_of_gate(refused, leaks_of(settings, kind, leaking))
+            if name == LEAK:
+                verdict = _verdict_on_leaks(settings, kind, refused, leaking)
             else:
                 verdict = check.judge(settings, kind)
         except (TdsError, OSError) as err:
-            verdict = Verdict(passed=False, text=f"not judged: {err}")
+            verdict = Verdict(passed=False, text=f"not judged: {err}", days=[*leaking] if name == LEAK else [])
         yield dg.AssetCheckResult(
             check_name=name,
             asset_key=[check.group, kind],
@@ -169,18 +169,27 @@ def day_check_results(
         )
 
 
+def last_evaluation(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dg.AssetCheckEvaluation | None:
+    """The last result of a check; None if it never ran."""
+    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=CHECKS_LOOKED_AT)
+    evaluations = (record.evaluation for record in records)
+    return next((each for each in evaluations if isinstance(each, dg.AssetCheckEvaluation)), None)
+
+
 def leaking_days(instance: dg.DagsterInstance, kind: str) -> list[str]:
     """The days in which the last evaluation of `LEAK` found something."""
-    key = dg.AssetCheckKey(dg.AssetKey(["exports", kind]), LEAK)
-    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=_LOOKED_AT)
-    evaluations = (record.evaluation for record in records)
-    last = next((each for each in evaluations if isinstance(each, dg.AssetCheckEvaluation)), None)
-    found = last.metadata["days"].value if last is not None and "days" in last.metadata else []
-    return [str(day) for day in found] if isinstance(found, Sequence) and not isinstance(found, str) else []
+    last = last_evaluation(instance, dg.AssetCheckKey(dg.AssetKey(["exports", kind]), LEAK))
+    return [] if last is None else [str(day) for day in cast("Sequence[object]", last.metadata["days"].value)]
 
 
-def _verdict_of_gate(refused: Mapping[str, TdsError], left: Mapping[str, str]) -> Verdict:
+def _verdict_on_leaks(
+    settings: Settings, kind: str, refused: Mapping[str, TdsError] | None, leaking: Iterable[str]
+) -> Verdict:
+    """The gate's verdict on the days of a run, or what lies there looked at again; with the days that leaked before."""
+    if refused is None:
+        return judge_leaks(settings, kind, leaking)
     leaks = {day: str(err) for day, err in refused.items() if isinstance(err, RedactionLeak)}
+    left = leaks_of(settings, kind, leaking)
     return verdict_of({**left, **leaks}, "the gate looked at each line that this run wrote", {})
 
 

@@ -15,6 +15,7 @@ import msgspec
 from ingest.pipeline.partitions import DataPaths
 from ingest.settings import Settings
 from tds_dagster.assets.models import HOLDS
+from tds_dagster.automation.checks import last_evaluation
 from tds_dagster.datasets.recipe import MODELS, PRIMARY, Model
 from tds_dagster.training.contract import trainer_name
 from tds_dagster.training.policy import ModelPolicy, policy_of
@@ -36,7 +37,6 @@ EVERY_S = 30
 SENTENCE, KEY = "tds/retraining", "tds/retraining_key"  # tags of a run: why it was started, and on what data
 DATA_VERSION = "dagster/data_version"
 EVENTS_AT_ONCE = 500
-CHECKS_LOOKED_AT = 5  # the last one may be planned only, or its run failed
 # A run whose process vanished with its machine is under way for ever in the eyes of Dagster.
 LONGEST_EXPORT = timedelta(hours=6)
 
@@ -148,10 +148,7 @@ def exported_days(instance: dg.DagsterInstance, kind: str, days: Sequence[str]) 
 
 def last_check(instance: dg.DagsterInstance, model: str) -> OnNewDays | None:
     """What the check of the champion on new days found last; None if it found no such days, or never ran."""
-    key = dg.AssetCheckKey(dg.AssetKey(["models", model]), HOLDS)
-    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=CHECKS_LOOKED_AT)
-    evaluations = (record.evaluation for record in records)
-    evaluation = next((each for each in evaluations if isinstance(each, dg.AssetCheckEvaluation)), None)
+    evaluation = last_evaluation(instance, dg.AssetCheckKey(dg.AssetKey(["models", model]), HOLDS))
     if evaluation is None:
         return None
     found = {name: value.value for name, value in evaluation.metadata.items()}

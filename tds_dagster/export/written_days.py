@@ -78,9 +78,9 @@ def judge_missing(paths: DataPaths, kind: str, present: date | None = None) -> V
     return verdict_of(odd, "columns of the last days lack values as often as usual", {})
 
 
-def judge_leaks(settings: Settings, kind: str, present: date | None = None) -> Verdict:
-    """Whether the shards of the last days hold something that their level of redaction promises to be gone."""
-    days = _last_days(partial(DataPaths(settings.data_dir).shard, kind), present)
+def judge_leaks(settings: Settings, kind: str, also: Iterable[str] = (), present: date | None = None) -> Verdict:
+    """Whether the shards of the last days, and of those in `also`, hold what their level promises to be gone."""
+    days = sorted({*_last_days(partial(DataPaths(settings.data_dir).shard, kind), present), *also})
     found = leaks_of(settings, kind, days)
     return verdict_of(found, f"nothing is left in the shards of the last {JUDGED_DAYS} days", {})
 

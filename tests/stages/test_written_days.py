@@ -8,6 +8,7 @@ import pytest
 
 from ingest import Settings
 from ingest.pipeline.partitions import DataPaths, manifest_of
+from tds_dagster.automation import checks
 from tds_dagster.automation.checks import DAY_CHECKS, day_check_results
 from tds_dagster.datasets.written_leaks import first_leak_of
 from tds_dagster.export import export_range
@@ -112,6 +113,28 @@ def test_a_day_in_which_something_was_left_stays_told_until_it_is_built_again(ra
     paths.shard("events", DAY).unlink()
     export_range(paths, "events", DAY, DAY)
     assert passed([DAY]) == [True]
+
+
+def test_a_day_that_leaks_stays_told_by_mornings_that_look_at_later_days_or_cannot_look(
+    raw_store: RawStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = [(date.fromisoformat(DAY) + timedelta(days=n)).isoformat() for n in range(9)]
+    paths = build_days(raw_store, {day: [{}] for day in days})
+    with paths.shard("events", DAY).open("a") as out:
+        out.write(f'{{"payload": "the key is {SECRET}"}}\n')
+    settings, leak = Settings(data_dir=paths.root), "nothing_is_left_to_redact"
+
+    def told(leaking: list[str]) -> list[object]:
+        (found,) = day_check_results(settings, "events", [leak], None, leaking)
+        return [found.passed, found.metadata["days"].value]
+
+    assert (told([]), told([DAY])) == ([True, []], [False, [DAY]])  # older than what a morning looks at by itself
+
+    def fails(*_: object) -> None:
+        raise OSError("no disk")
+
+    monkeypatch.setattr(checks, "judge_leaks", fails)
+    assert told([DAY]) == [False, [DAY]]
 
 
 def test_a_shard_without_its_manifest_was_not_looked_at_and_is_told(raw_store: RawStore) -> None:
