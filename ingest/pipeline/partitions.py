@@ -2,23 +2,29 @@
 
 import contextlib
 import fcntl
+import io
 import os
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ingest.errors import InvalidRange
 from ingest.records import ingest_time
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 PRIVATE_FOLDER = 0o700  # it is people's data
 PRIVATE_FILE = 0o600
 
+_UNSYNCED_BYTES = 32 << 20  # of a file that is being written: what lies beyond goes to the disk meanwhile
 _AHEAD = timedelta(days=1)  # how far a clock may be ahead of ours
 # ASCII only: \d would let in digits that no reader of the files takes for one.
 # RFC 3339 in UTC with microseconds: the one form that timestamps have on the wire and in files.
@@ -186,9 +192,10 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
+def replacing(target: Path) -> Iterator[io.BufferedRandom]:
     """Write a file that takes `target`'s place whole or not at all: temporary file, fsync, rename, fsync.
 
+    Its `name` is the temporary file's path, for another library to write there.
     If the body raises, `target` stays as it was and nothing is left behind; what a killed process left behind
     the next call for the same target removes. Two writers of one target don't meet: the later rename stands.
     """
@@ -197,14 +204,62 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     descriptor = _open_locked(temporary)
     try:
-        with os.fdopen(descriptor, "w+b") as out:
+        with _SyncedBehind(descriptor, temporary) as file, io.BufferedRandom(file) as out:
             yield out
             out.flush()
-            os.fsync(out.fileno())
+            file.sync()
             temporary.replace(target)
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _SyncedBehind(io.FileIO):
+    """A file that goes to the disk while it is written, so that the sync at its end waits for little.
+
+    The system itself begins with it at a tenth of the memory: a file of 1.7 GB waited for all of the disk at its end,
+    and took half as long again.
+    """
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        """Take over the descriptor of the file that was opened at `path`."""
+        super().__init__(descriptor, "r+b")
+        self.name = str(path)
+        self._unsynced = 0
+        self._syncing: threading.Thread | None = None
+        self._failed: OSError | None = None
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write, as any file does."""
+        written = super().write(data)
+        self._unsynced += written
+        if self._unsynced >= _UNSYNCED_BYTES and (self._syncing is None or not self._syncing.is_alive()):
+            self._unsynced = 0
+            self._syncing = threading.Thread(target=self._sync, name="sync-behind")
+            self._syncing.start()
+        return written
+
+    def sync(self) -> None:
+        """Wait until all of it lies on the disk. Raises what any sync before this one raised: it is told only once."""
+        self._wait()
+        if self._failed is not None:
+            raise self._failed
+        os.fsync(self.fileno())
+
+    def close(self) -> None:
+        """Close it, when no sync is under way any more."""
+        self._wait()
+        super().close()
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self.fileno())
+        except OSError as err:
+            self._failed = err
+
+    def _wait(self) -> None:
+        if self._syncing is not None:
+            self._syncing.join()
 
 
 def _open_locked(temporary: Path) -> int:

@@ -1,10 +1,12 @@
 """Where files lie, which day a record goes to, and how a file takes another's place."""
 
+import errno
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import uuid
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.errors import InvalidRange
+from ingest.pipeline import partitions
 from ingest.pipeline.partitions import (
     DataPaths,
     day_of,
@@ -225,6 +228,58 @@ def test_two_writers_of_one_file_dont_meet(tmp_path: Path) -> None:
         first.write(b"first")
     assert target.read_bytes() == b"first"
     assert names_in(tmp_path) == ["a.jsonl"]
+
+
+def test_a_large_file_goes_to_the_disk_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "_UNSYNCED_BYTES", 1000)
+    synced, sync = list[tuple[str, int]](), os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append((threading.current_thread().name, os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with replacing(tmp_path / "a.jsonl") as out:
+        for _ in range(4):
+            out.write(b"x" * 20_000)
+            wait_for_thread("sync-behind")
+        assert synced == [("sync-behind", 20_000 * written) for written in range(1, 5)]
+    assert (tmp_path / "a.jsonl").read_bytes() == b"x" * 80_000
+    assert synced[4] == ("MainThread", 80_000)
+
+
+def test_a_disk_that_fails_while_a_file_is_written_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells it once: by the last sync it has forgotten it."""
+    (tmp_path / "a.jsonl").write_bytes(b"old")
+    monkeypatch.setattr(partitions, "_UNSYNCED_BYTES", 1000)
+    sync = os.fsync
+
+    def failing_behind(descriptor: int) -> None:
+        if threading.current_thread().name == "sync-behind":
+            raise OSError(errno.EIO, "a bad sector")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing_behind)
+    with pytest.raises(OSError, match="a bad sector"):
+        write_large(tmp_path / "a.jsonl")
+
+    assert (tmp_path / "a.jsonl").read_bytes() == b"old"
+    assert names_in(tmp_path) == ["a.jsonl"]
+
+
+def write_large(target: Path) -> None:
+    with replacing(target) as out:
+        out.write(b"x" * 20_000)
+        wait_for_thread("sync-behind")
+        out.write(b"y")
+
+
+def wait_for_thread(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join()
 
 
 KILLED_WHILE_WRITING = """
