@@ -1,8 +1,8 @@
 """Brings many days of a kind up to date, several at a time: what did not change costs a look at its manifests.
 
 Days are independent, and of a day's work a third leaves all processor cores but one idle (parsing a few megabytes,
-syncing files). So as many threads as there are cores build a day each, with a DuckDB connection of one thread. A day
-that is too large for that has all threads of DuckDB to itself.
+syncing files). So one thread more than there are cores builds a day each, with a DuckDB connection of one thread: one
+of them waits for the disk. A day that is too large for that has all threads of DuckDB to itself.
 """
 
 import errno
@@ -107,7 +107,7 @@ def _thread_count(raw_days: RawDays, stale: Sequence[str]) -> int:
     sizes = [file.size for file in (raw_days.day(day).file for day in stale) if file is not None]
     if any(size > _LARGE_DAY_BYTES for size in sizes):
         return 1
-    return min(os.cpu_count() or 1, _MOST_THREADS, len(stale))
+    return min((os.cpu_count() or 1) + 1, _MOST_THREADS, len(stale))
 
 
 class _Maker:

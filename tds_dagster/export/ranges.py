@@ -8,9 +8,10 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -74,29 +75,33 @@ def export_range(
     if selection.redaction == redactor.level:
         selection = msgspec.structs.replace(selection, redaction=None)
     predicate = selection.predicate(kind)  # before any day is built
-    shards: list[Shard] = []
     failed: dict[str, str] = {}
-    for day, _, shard, error in build_days(paths, kind, day_range(start, end), redactor=redactor, progress=progress):
-        if shard is not None:
-            shards.append(shard)
-        if error is not None:
-            failed[day] = str(error)
-    require_complete(kind, failed, allow_missing=allow_missing)
-    if not selection.is_whole:
-        if selection.redaction is not None:
-            redactor = open_redactor(settings, selection.redaction)
-        wanted = msgspec.structs.replace(
-            _nothing_of(kind, start, end, redactor, failed),
-            path=paths.selected_export(kind, start, end, selection.digest, SUFFIXES[selection.format]),
-            partitions=[source_shard(shard) for shard in shards],
-            selection=selection.redacted(counting_anew(redactor), kind),
-            sources=selection_sources(paths, predicate),
-            code_version=selected_code_version(),
+
+    def built() -> Iterator[Shard]:
+        days = build_days(paths, kind, day_range(start, end), redactor=redactor, progress=progress)
+        for day, _, shard, error in days:
+            if shard is not None:
+                yield shard
+            if error is not None:
+                failed[day] = str(error)
+        require_complete(kind, failed, allow_missing=allow_missing)
+
+    if selection.is_whole:
+        return write_range(
+            paths, kind, built(), start, end, keep_ranges=keep_ranges, output=output, failed=failed, redactor=redactor
         )
-        return _write_selection(paths, shards, wanted, selection, redactor, keep_ranges, output, progress)
-    return write_range(
-        paths, kind, shards, start, end, keep_ranges=keep_ranges, output=output, failed=failed, redactor=redactor
+    shards = list(built())
+    chosen_for = redactor if selection.redaction is None else open_redactor(settings, selection.redaction)
+    wanted = msgspec.structs.replace(
+        _nothing_of(kind, start, end, chosen_for),
+        path=paths.selected_export(kind, start, end, selection.digest, SUFFIXES[selection.format]),
+        partitions=[source_shard(shard) for shard in shards],
+        selection=selection.redacted(counting_anew(chosen_for), kind),
+        sources=selection_sources(paths, predicate),
+        code_version=selected_code_version(),
+        failed=failed,
     )
+    return _write_selection(paths, shards, wanted, selection, chosen_for, keep_ranges, output, progress)
 
 
 def default_range(paths: DataPaths, kind: str, start: str | None, end: str | None) -> tuple[str, str]:
@@ -137,7 +142,7 @@ def require_complete(kind: str, failed: dict[str, str], *, allow_missing: bool) 
 def write_range(
     paths: DataPaths,
     kind: str,
-    shards: Sequence[Shard],
+    shards: Iterable[Shard],
     start: str,
     end: str,
     *,
@@ -149,8 +154,10 @@ def write_range(
     """Write shards, in order of their days, as the JSONL file of a range, with its manifest.
 
     `training/<kind>_training.jsonl` becomes the same file, `output` gets a copy, and of a kind's range files the
-    `keep_ranges` latest stay. If the same shards were written before, that file is kept. `failed` are days left out.
-    `redactor` is the one of the shards (None: as where nothing is set).
+    `keep_ranges` latest stay. If the same shards were written before, that file is kept. Shards that are built while
+    they are asked for are copied while the next are built; if that raises, the range file stays as it was. `failed`
+    are days left out, once the last shard was given. `redactor` is the one of the shards (None: as where nothing is
+    set).
 
     Raises SourceMissing if a shard is gone, DamagedFile if one was changed by somebody else.
     """
@@ -158,12 +165,10 @@ def write_range(
     kind_named(kind)
     redactor = redactor or default_redactor(paths)
     target = paths.range_export(kind, start, end)
-    rebuilt = [shard.day for shard in shards if not shard.reused]
+    nothing = msgspec.structs.replace(_nothing_of(kind, start, end, redactor), path=target)
+    failed = {} if failed is None else failed
     with locked(paths, f"{kind}_ranges"):
-        nothing = msgspec.structs.replace(_nothing_of(kind, start, end, redactor, failed or {}), path=target)
-        written = current_range(nothing, shards)
-        if written is None:
-            written = _write(paths, shards, nothing)
+        rebuilt, written = _write_unless_current(paths, iter(shards), nothing, failed)
         os.utime(manifest_of(target))  # the latest asked for is the last to be pruned
         _link(target, paths.latest_export(kind))
         describe_export(paths, written)
@@ -173,12 +178,31 @@ def write_range(
     return msgspec.structs.replace(written, rebuilt=rebuilt)
 
 
-def _nothing_of(kind: str, start: str, end: str, redactor: Redactor, failed: dict[str, str]) -> RangeExport:
+def _write_unless_current(
+    paths: DataPaths, shards: Iterator[Shard], nothing: RangeExport, failed: dict[str, str]
+) -> tuple[list[str], RangeExport]:
+    """The days that were built anew, and the range: as it was written before, or as it is written now."""
+    given: list[Shard] = []
+
+    def noted() -> Iterator[Shard]:
+        for shard in shards:
+            given.append(shard)
+            yield shard
+
+    source = noted()
+    is_changed = any(not shard.reused for shard in source)  # up to the first one: those behind it are not built yet
+    written = None if is_changed else current_range(msgspec.structs.replace(nothing, failed=failed), given)
+    if written is None:
+        written = _write(paths, chain([*given], source), nothing, failed)
+    return [shard.day for shard in given if not shard.reused], written
+
+
+def _nothing_of(kind: str, start: str, end: str, redactor: Redactor) -> RangeExport:
     """A range export without rows and without a file."""
     return RangeExport(
         kind=kind, start=start, end=end, path=Path(), rows=0, bytes=0, sha256="", partitions=[],
         accounting=total_account(kind, []), schema_version=SCHEMA_VERSION, code_version=code_version(),
-        redaction=redactor.level, redaction_version=redactor.version, made_at=made_now(), failed=failed,
+        redaction=redactor.level, redaction_version=redactor.version, made_at=made_now(),
     )  # fmt: skip
 
 
@@ -217,7 +241,7 @@ def current_range(wanted: RangeExport, shards: Sequence[Shard]) -> RangeExport |
     return msgspec.structs.replace(written, reused=True)
 
 
-def _write(paths: DataPaths, shards: Sequence[Shard], nothing: RangeExport) -> RangeExport:
+def _write(paths: DataPaths, shards: Iterable[Shard], nothing: RangeExport, failed: dict[str, str]) -> RangeExport:
     digest, size, redacted = hashlib.sha256(), 0, Counter[str]()
     written: list[Shard] = []
     with replacing(nothing.path) as out, ThreadPoolExecutor(1, thread_name_prefix="hash-range") as beside:
@@ -252,6 +276,7 @@ def _write(paths: DataPaths, shards: Sequence[Shard], nothing: RangeExport) -> R
         partitions=[source_shard(shard) for shard in written],
         accounting=total_account(nothing.kind, [shard.account for shard in written]),
         redacted=dict(sorted(redacted.items())),
+        failed=failed,
     )
     write_manifest(export)
     return export

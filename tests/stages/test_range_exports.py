@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from ingest.errors import DamagedFile, InvalidRange, SourceMissing, Unbalanced, UnknownKind
 from ingest.pipeline.partitions import day_range, manifest_of
-from tds_dagster.export import build_days, export_range, ranges, write_range
+from tds_dagster.export import Shard, build_days, export_range, ranges, write_range
 from tds_dagster.export.lines import default_redactor
 from tests.stages.conftest import RawStore
 
@@ -255,6 +255,53 @@ def test_a_shard_that_another_process_replaced_goes_in_with_its_own_manifest(fil
 
     assert (export.rows, export.path.read_bytes().count(b"\n")) == (6, 6)
     assert export.partitions[1].rows == 2
+
+
+def test_a_day_is_copied_into_the_range_file_while_the_next_one_is_built(filled: RawStore) -> None:
+    shards = [shard for _, _, shard, _ in build_days(filled.paths, "events", DAYS) if shard is not None]
+    folder = filled.paths.range_export("events", START, END).parent
+    copied: list[list[int]] = []
+
+    def given() -> Iterator[Shard]:
+        for shard in shards:
+            yield shard
+            copied.append([path.stat().st_size for path in folder.glob(".*.tmp")])
+
+    export = write_range(filled.paths, "events", given(), START, END)
+
+    assert [len(sizes) for sizes in copied] == [1] * 5
+    assert export.path.read_bytes() == b"".join(shard.path.read_bytes() for shard in shards)
+    assert [part.day for part in export.partitions] == export.rebuilt == DAYS
+
+
+def test_where_no_day_changed_nothing_is_copied_before_that_is_known(filled: RawStore) -> None:
+    first = export_range(filled.paths, "events", START, END)
+    filled.store("events", filled.record("events"), day=DAYS[2])
+    shards = [shard for _, _, shard, _ in build_days(filled.paths, "events", DAYS) if shard is not None]
+    copied: list[int] = []
+
+    def given() -> Iterator[Shard]:
+        for shard in shards:
+            yield shard
+            copied.append(len(list(first.path.parent.glob(".*.tmp"))))
+
+    export = write_range(filled.paths, "events", given(), START, END)
+
+    assert copied == [0, 0, 1, 1, 1]
+    assert export.path.read_bytes() == b"".join(shard.path.read_bytes() for shard in shards)
+    assert export.rebuilt == [DAYS[2]]
+
+
+def test_a_day_that_fails_after_others_were_copied_leaves_the_range_file_as_it_was(filled: RawStore) -> None:
+    export = export_range(filled.paths, "events", START, END)
+    before = {path.name: path.read_bytes() for path in export.path.parent.iterdir()}
+    filled.store("events", filled.record("events"), day=DAYS[0])
+    filled.paths.training("events", DAYS[4]).unlink()
+
+    with pytest.raises(Unbalanced, match=DAYS[4]):
+        export_range(filled.paths, "events", START, END)
+
+    assert {path.name: path.read_bytes() for path in export.path.parent.iterdir()} == before
 
 
 def test_where_there_are_no_hard_links_the_latest_export_is_a_copy(
