@@ -43,7 +43,7 @@ TEXT = 'plan the trip, check whether to inform the user about "refund" café 日
 def sql_concatenation(paths: DataPaths, parquet: Path) -> Iterator[bytes]:
     """The way that the export takes."""
     with open_engine(paths) as engine:
-        yield from json_lines(engine.connection, KIND, parquet)
+        yield from json_lines(engine, KIND, parquet)
 
 
 def arrow_and_orjson(paths: DataPaths, parquet: Path) -> Iterator[bytes]:

@@ -531,14 +531,17 @@ def settle_edits(ledger: Ledger, paths: DataPaths, kind: str, days: Iterable[str
     Only a file whose mtime differs from the ledger's is read. Raises DamagedFile for one that is shorter than
     committed, or gone: nothing can stand for the missing rows. Rows appended by others are the writer's to handle.
     """
-    files = ledger.files()
-    for day in files if days is None else [day for day in days if day in files]:
+    # A day at a time, where days are named: of a year's files each of its days would read all.
+    files = ledger.files() if days is None else {day: ledger.file(day) for day in days}
+    for day, file in files.items():
+        if file is None:
+            continue
         path = paths.training(kind, day)
         try:
-            _settle_day(ledger, path, day, files[day])
+            _settle_day(ledger, path, day, file)
         except DamagedFile:
             present = ledger.file(day)
-            if present is None or present.version == files[day].version:
+            if present is None or present.version == file.version:
                 raise
             _settle_day(ledger, path, day, present)  # rewritten by an erasure since the ledger was read
 

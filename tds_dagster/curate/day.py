@@ -16,13 +16,12 @@ import msgspec
 
 import ingest.records
 from ingest.errors import DamagedFile, Unbalanced
-from ingest.pipeline.partitions import PRIVATE_FILE, DataPaths, parse_day, replacing
+from ingest.pipeline.partitions import DataPaths, parse_day, replacing
 from ingest.records import SCHEMA_VERSION, kind_named
 from tds_dagster.curate import header as header_module
 from tds_dagster.curate import quarantine, raw, sql, survey
 from tds_dagster.curate import sieve as sieve_module
 from tds_dagster.curate.artifacts import (
-    CHUNK_BYTES,
     code_version_of,
     drop_manifest,
     is_intact,
@@ -149,7 +148,6 @@ class _Build:
         self.paths, self.kind = raw_days.paths, kind_named(raw_days.kind)
         self.output = output or self.paths
         self.raw_file = self.paths.training(self.kind.name, source.day)
-        self.scratch_parquet = engine.folder / "curated.parquet"
         self.rows = self.duplicates = 0
         self.reasons: dict[int, str] = {}  # line number: why the row is no good
         self._line_numbers: Sequence[int] = []  # of each row of `source`
@@ -163,34 +161,43 @@ class _Build:
 
     def _run(self) -> CuratedDay:
         with engine_errors(f"{self.kind.name} {self.source.day}"):
-            size = 0 if self.source.file is None else self.source.file.size
-            if not size:
-                self._curate(None)
-                return self._put_in_place(None)
-            still = still_prefix(self.raw_file, size, self.engine.folder)
-            try:
-                self._curate(still)
-            except (DamagedFile, Unbalanced):
-                if still.stat().st_size == size:
-                    raise
-            if still.stat().st_size != size:  # the writer appended while it was read: now there is a copy to read
-                still = still_prefix(self.raw_file, size, self.engine.folder)
-                self._curate(still)
-            return self._put_in_place(still)
+            target = self.output.curated(self.kind.name, self.source.day)
+            with replacing(target) as out:
+                file = self._curate_prefix(out.name)
+                sha256 = hashlib.file_digest(out, "sha256").hexdigest()
+                size = os.fstat(out.fileno()).st_size
+                drop_manifest(target)
+            return self._finish(file, size, sha256)
 
-    def _curate(self, file: Path | None) -> None:
-        """Fill the scratch Parquet, `rows`, `duplicates` and `reasons`."""
+    def _curate_prefix(self, parquet: str) -> Path | None:
+        """Curate the committed rows; gives the file that they were read from, None if there are none."""
+        size = 0 if self.source.file is None else self.source.file.size
+        if not size:
+            self._curate(None, parquet)
+            return None
+        still = still_prefix(self.raw_file, size, self.engine.folder)
+        try:
+            self._curate(still, parquet)
+        except (DamagedFile, Unbalanced):
+            if still.stat().st_size == size:
+                raise
+        if still.stat().st_size != size:  # the writer appended while it was read: now there is a copy to read
+            still = still_prefix(self.raw_file, size, self.engine.folder)
+            self._curate(still, parquet)
+        return still
+
+    def _curate(self, file: Path | None, parquet: str) -> None:
+        """Fill the Parquet file, `rows`, `duplicates` and `reasons`."""
         self.reasons, self.duplicates = {}, 0
-        os.close(os.open(self.scratch_parquet, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE))
         is_fine = file is not None and self.fine == stamp_of(file)
         header = self._load(file)
         escaped, has_excluded = self._survey(header) if not is_fine or self.reasons else ((), False)
         self.rows = self._count(
-            sql.write_parquet(self.kind, header, str(self.scratch_parquet), escaped=escaped, has_excluded=has_excluded)
+            sql.write_parquet(self.kind, header, escaped=escaped, has_excluded=has_excluded), parquet
         )
         if is_fine and file is not None and stamp_of(file) != self.fine:  # it changed since it was looked at
             self.fine = None
-            self._curate(file)
+            self._curate(file, parquet)
             return
         if self.rows + self.duplicates + len(self.reasons) != self.source.rows:
             raise Unbalanced(
@@ -239,7 +246,8 @@ class _Build:
         self._line_numbers, self.reasons = sieve.line_numbers(), dict(sieve.flaws)
         longest = max(_USUAL_LINE_BYTES, sieve.longest_bytes)
         try:
-            loaded = self._count(sql.load_source(header, str(sieve.sifted(self.engine.folder)), longest))
+            rows = sql.glob_escaped(sieve.sifted(self.engine.folder))
+            loaded = self._count(sql.load_source(header, longest), rows)
         except duckdb.InvalidInputException:
             # Without its cause: the message quotes a row, and Dagster's event log keeps what is raised.
             raise DamagedFile(f"{self.raw_file}: DuckDB reads no rows there; report this with the file") from None
@@ -269,24 +277,22 @@ class _Build:
                 [list(refused), list(refused.values())],
             )
 
-    def _count(self, statement: str) -> int:
+    def _count(self, statement: str, *parameters: str) -> int:
         """Run a statement that makes rows; gives how many."""
-        row = self.engine.connection.execute(statement).fetchone()
+        row = self.engine.execute(statement, *parameters).fetchone()
         return int(row[0]) if row is not None else 0
 
-    def _put_in_place(self, file: Path | None) -> CuratedDay:
+    def _finish(self, file: Path | None, size: int, sha256: str) -> CuratedDay:
+        """Write what belongs beside the Parquet file, which is in place: quarantine, then the manifest."""
         source, kind = self.source, self.kind.name
-        target = self.output.curated(kind, source.day)
         # Rejects only grow; those behind the ones counted belong to the next version.
         rejects = self.raw_days.rejects(source.day)[: source.rejects]
-        drop_manifest(target)
-        size, sha256 = _move(self.scratch_parquet, target)
         flawed = quarantine.flawed_rows(file, self.raw_file.name, source.day, self.reasons) if file else ()
         quarantine.write_quarantine(self.output.quarantine(kind, source.day), rejects, flawed)
         built = CuratedDay(
             kind=kind,
             day=source.day,
-            path=target,
+            path=self.output.curated(kind, source.day),
             rows=self.rows,
             bytes=size,
             sha256=sha256,
@@ -302,15 +308,3 @@ class _Build:
         )
         write_manifest(built)
         return built
-
-
-def _move(scratch: Path, target: Path) -> tuple[int, str]:
-    """Put a scratch file in a target's place, hashed on the way; gives its size and SHA-256."""
-    digest, size = hashlib.sha256(), 0
-    with scratch.open("rb") as source, replacing(target) as out:
-        while chunk := source.read(CHUNK_BYTES):
-            out.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-    scratch.unlink()
-    return size, digest.hexdigest()

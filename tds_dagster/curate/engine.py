@@ -34,6 +34,7 @@ class Engine:
         self._sharers = sharers
         self._threads = max(1, (os.cpu_count() or 1) // sharers) if threads is None else threads
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._parsed: dict[str, duckdb.Statement] = {}
         self._folder: Path | None = None
         self._lock = -1
 
@@ -67,6 +68,17 @@ class Engine:
             # After two seconds it would draw one on stdout, where a command's result belongs.
             self._connection.execute("SET enable_progress_bar = false")
         return self._connection
+
+    def execute(self, statement: str, *parameters: object) -> "duckdb.DuckDBPyConnection":
+        """Execute one statement, which is parsed once: of a small day's query that is a third.
+
+        So its text should be the same for every day, and what is not belongs into `parameters` ($1 and so on).
+        """
+        parsed = self._parsed.get(statement)
+        if parsed is None:
+            (parsed,) = self.connection.extract_statements(statement)
+            self._parsed[statement] = parsed
+        return self.connection.execute(parsed, parameters)
 
     def interrupt(self) -> None:
         """Stop the query that another thread runs, if it runs one."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ingest.pipeline.partitions import PRIVATE_FILE
 from tds_dagster.curate.artifacts import CHUNK_BYTES
+from tds_dagster.curate.raw import line_feeds
 
 # Possessive (`*+`), so that a field of 16 MiB needs no stack. Stricter than DuckDB: what passes here, it reads too.
 _QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
@@ -45,7 +46,7 @@ class Sieve:
         for piece in _pieces(path):
             if is_rows(piece) is None or not _is_text(piece):
                 self._judge(piece.split(b"\n")[:-1])
-            self.lines += piece.count(b"\n")
+            self.lines += line_feeds(piece)
             self.longest_bytes = max(self.longest_bytes, len(piece))
 
     def _judge(self, lines: list[bytes]) -> None:

@@ -57,20 +57,19 @@ def glob_escaped(path: object) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in str(path))
 
 
-def load_source(header: Sequence[str], path: str, longest_line_bytes: int) -> str:
-    """Create `source` from a CSV file with these columns; a file that is not wholly as expected is an error."""
-    return f"CREATE OR REPLACE TEMP TABLE source AS SELECT * FROM {csv_reader(header, [path], longest_line_bytes)}"
+def load_source(header: Sequence[str], longest_line_bytes: int) -> str:
+    """Create `source` from a CSV file ($1) with these columns; a file that is not wholly as expected is an error."""
+    return f"CREATE OR REPLACE TEMP TABLE source AS SELECT * FROM {_csv_reader(header, '[$1]', longest_line_bytes)}"
 
 
-def csv_reader(header: Sequence[str], paths: Sequence[str], longest_line_bytes: int, *, with_name: bool = False) -> str:
+def _csv_reader(header: Sequence[str], files: str, longest_line_bytes: int, *, with_name: bool = False) -> str:
     """A table function that reads CSV files with these columns as text; `with_name` adds the column `filename`."""
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
     options = {**DUCKDB_CSV_OPTIONS, "strict_mode": True, "max_line_size": longest_line_bytes, "filename": with_name}
     # Without it a folder such as agent_id=7 above the file would stand for the column of that name.
     options["hive_partitioning"] = False
     settings = ", ".join(f"{name} = {literal(value)}" for name, value in options.items())
-    files = ", ".join(literal(glob_escaped(path)) for path in paths)
-    return f"read_csv([{files}], columns = {{{columns}}}, {settings})"
+    return f"read_csv({files}, columns = {{{columns}}}, {settings})"
 
 
 def empty_source(header: Sequence[str]) -> str:
@@ -89,7 +88,8 @@ def survey_source(kind: Kind, header: Sequence[str]) -> str:
 
 def survey_files(kind: Kind, header: Sequence[str], paths: Sequence[str]) -> str:
     """Query (file, the figures of `survey_source`) for each of many CSV files with these columns."""
-    reader = csv_reader(header, paths, _USUAL_LINE_BYTES, with_name=True)
+    files = ", ".join(literal(glob_escaped(path)) for path in paths)
+    reader = _csv_reader(header, f"[{files}]", _USUAL_LINE_BYTES, with_name=True)
     return f"SELECT filename, {_figures(kind, header)} FROM {reader} GROUP BY filename"
 
 
@@ -181,12 +181,11 @@ EXCLUDE_DUPLICATES = (
 def write_parquet(
     kind: Kind,
     header: Sequence[str],
-    path: str,
     *,
     escaped: Collection[str],
     has_excluded: bool,
 ) -> str:
-    """Copy the kept rows of `source`, typed and sorted by (timestamp, record_id), to a Parquet file.
+    """Copy the kept rows of `source`, typed and sorted by (timestamp, record_id), to a Parquet file ($1).
 
     `escaped` are the columns with a backslash somewhere: to bind the undoing of eleven columns takes 5 ms, half of a
     small day. Without `has_excluded` all rows are kept. The bytes depend on the rows alone and not on the number of
@@ -203,7 +202,7 @@ def write_parquet(
     kept = " WHERE rowid NOT IN (SELECT place FROM excluded)" if has_excluded else ""
     order = f"{names.index('timestamp') + 1}, {names.index('record_id') + 1}"
     return (
-        f"COPY (SELECT {select} FROM source{kept} ORDER BY {order}) TO {literal(path)} "
+        f"COPY (SELECT {select} FROM source{kept} ORDER BY {order}) TO $1 "
         "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 20480, USE_TMP_FILE FALSE)"
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from tds_dagster.curate.artifacts import CHUNK_BYTES
+from tds_dagster.curate.raw import line_feeds
 
 
 class Measure(msgspec.Struct, frozen=True):
@@ -39,7 +40,7 @@ class _Meter:
 
     def add(self, piece: bytes) -> None:
         self.bytes += len(piece)
-        self.lines += piece.count(b"\n")
+        self.lines += line_feeds(piece)
         self._digest.update(piece)
 
     def read(self) -> Measure:

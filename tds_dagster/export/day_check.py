@@ -149,7 +149,7 @@ class DayCheck:
             return
         try:
             with engine_errors(f"{self.kind.name} {self.day}"):
-                lines = json_lines(self.engine.connection, self.kind, parquet, redactor)
+                lines = json_lines(self.engine, self.kind, parquet, redactor)
                 comparison = self.checker.compare(path, lines)
         except RedactionLeak as err:
             self.checker.find(path, "damaged", str(err))

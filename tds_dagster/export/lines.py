@@ -24,10 +24,10 @@ from ingest.records import Column, Kind
 from ingest.redaction.detectors import tested
 from ingest.redaction.redactor import Redactor, open_redactor
 from ingest.settings import Settings
+from tds_dagster.curate.engine import Engine
 from tds_dagster.curate.sql import glob_escaped
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow as pa
 
 BATCH_ROWS = 2048  # one of DuckDB's vectors; more only adds memory
@@ -59,7 +59,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def json_lines(
-    connection: "duckdb.DuckDBPyConnection",
+    engine: Engine,
     kind: Kind,
     parquet: Path,
     redactor: Redactor | None = None,
@@ -74,11 +74,11 @@ def json_lines(
     query = select_rows(line_of(kind, choice.columns if is_clean else ()), choice)
     parameters = [glob_escaped(parquet), *choice.parameters]
     if parquet.stat().st_size <= _SMALL_BYTES:
-        rows = connection.execute(query, parameters).fetchall()
+        rows = engine.execute(query, *parameters).fetchall()
         texts: Iterator[bytes] = iter(["".join([line for (line,) in rows]).encode()])
     else:
         # A relation and not `execute`: only the relation's reader streams; the other held the whole result (0.7 GB).
-        batches = connection.sql(query, params=parameters).to_arrow_reader(BATCH_ROWS)
+        batches = engine.connection.sql(query, params=parameters).to_arrow_reader(BATCH_ROWS)
         texts = (column_text(batch.column(0)) for batch in batches)
     for text in filter(None, texts):
         if redactor is None or is_clean:

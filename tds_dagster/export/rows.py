@@ -8,6 +8,8 @@ import msgspec
 
 from ingest.records import Kind
 from ingest.redaction.redactor import Redactor
+from tds_dagster.curate.engine import Engine
+from tds_dagster.curate.raw import line_feeds
 from tds_dagster.curate.sql import glob_escaped
 from tds_dagster.export.lines import (
     BATCH_ROWS,
@@ -22,7 +24,6 @@ from tds_dagster.export.lines import (
 from tds_dagster.export.selection import Format
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow as pa
 
 _ZSTD_LEVEL = 3  # 300 MB/s
@@ -32,7 +33,7 @@ _GROUP_ROWS, _GROUP_BYTES = 20_480, 64 << 20  # of Parquet: a group is written w
 class Rows(Protocol):
     """A file in the making; equal rows give equal bytes."""
 
-    def add(self, connection: "duckdb.DuckDBPyConnection", parquet: Path, choice: Choice) -> int:
+    def add(self, engine: Engine, parquet: Path, choice: Choice) -> int:
         """Append rows of a day, redacted; gives how many. Raises RedactionLeak."""
 
     def close(self) -> None:
@@ -52,11 +53,11 @@ class _LineRows:
         self._out = _compressed(out) if is_compressed else out
         self._is_compressed = is_compressed
 
-    def add(self, connection: "duckdb.DuckDBPyConnection", parquet: Path, choice: Choice) -> int:
+    def add(self, engine: Engine, parquet: Path, choice: Choice) -> int:
         rows = 0
-        for text in json_lines(connection, self._kind, parquet, self._redactor, choice):
+        for text in json_lines(engine, self._kind, parquet, self._redactor, choice):
             self._out.write(text)
-            rows += text.count(b"\n")
+            rows += line_feeds(text)
         return rows
 
     def close(self) -> None:
@@ -89,12 +90,14 @@ class _ParquetRows:
         self._writer = pq.ParquetWriter(out, self._schema, compression="zstd")
         self._waiting: list[pa.RecordBatch] = []
 
-    def add(self, connection: "duckdb.DuckDBPyConnection", parquet: Path, choice: Choice) -> int:
+    def add(self, engine: Engine, parquet: Path, choice: Choice) -> int:
         names = [f'"{name}"' for name in self._schema.names]
         line = [line_of(self._kind)] if self._redactor.suspect is not None else []
         query = select_rows(", ".join(names + line), choice)
         rows = 0
-        batches = connection.sql(query, params=[glob_escaped(parquet), *choice.parameters]).to_arrow_reader(BATCH_ROWS)
+        batches = engine.connection.sql(query, params=[glob_escaped(parquet), *choice.parameters]).to_arrow_reader(
+            BATCH_ROWS
+        )
         for batch in batches:
             rows += batch.num_rows
             self._wait(self._redacted(batch) if line else batch)

@@ -80,7 +80,7 @@ def write_selected(
                     with _curated_day(paths, shard) as curated:
                         choice = chooser.choose(curated, taken)
                         if choice is not None:
-                            taken += rows.add(engine.connection, curated.path, choice)
+                            taken += rows.add(engine, curated.path, choice)
                 if progress is not None:
                     progress("rows selected of days", done, len(shards))
         rows.close()

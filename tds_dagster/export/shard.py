@@ -22,7 +22,7 @@ from tds_dagster.curate.artifacts import (
 )
 from tds_dagster.curate.day import CuratedDay, read_curated
 from tds_dagster.curate.engine import Engine, engine_errors, open_engine
-from tds_dagster.curate.raw import RawDays, open_raw
+from tds_dagster.curate.raw import RawDays, line_feeds, open_raw
 from tds_dagster.export import lines
 from tds_dagster.export.accounting import account_of
 from tds_dagster.export.lines import counting_anew, default_redactor, json_lines
@@ -101,10 +101,10 @@ def _build(raw_days: RawDays, curated: CuratedDay, engine: Engine, redactor: Red
     digest, rows, size = hashlib.sha256(), 0, 0
     with replacing(target) as out:
         with engine_errors(f"{kind.name} {day}"):
-            for text in json_lines(engine.connection, kind, curated.path, redactor):
+            for text in json_lines(engine, kind, curated.path, redactor):
                 out.write(text)
                 digest.update(text)
-                rows += text.count(b"\n")
+                rows += line_feeds(text)
                 size += len(text)
         account = account_of(raw_days, curated, rows)
         if not account.balanced:

@@ -14,7 +14,7 @@ from ingest.pipeline.partitions import manifest_of
 from ingest.records import KINDS, kind_named
 from tds_dagster.curate import CuratedDay, curate_day, engine, raw, sql
 from tds_dagster.curate.engine import open_engine
-from tds_dagster.curate.raw import open_raw
+from tds_dagster.curate.raw import line_feeds, open_raw
 from tds_dagster.curate.survey import find_fine_days, stamp_of
 from tds_dagster.export import build_days
 from tests.stages.conftest import DAY, RawStore
@@ -373,3 +373,9 @@ def test_json_that_only_lenient_readers_take_is_found_wherever_it_stands(raw_sto
     built = curate_day(raw_store.paths, "events", DAY)
 
     assert (built.quarantined, built.rows + built.duplicates) == (len(lenient), len(good))
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3, 60_000])
+def test_line_feeds_are_counted_in_small_and_in_large_texts(lines: int) -> None:
+    text = b"a\x00\r\xe2\x80\xa8b\n" * lines + b"rest"
+    assert line_feeds(text) == lines
