@@ -7,6 +7,7 @@ day, with the JSON column nested where it can do that. None of them checks, sort
 import csv
 import importlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -108,3 +109,15 @@ def cat(files: Sequence[Path], folder: Path) -> None:
         for file in files:
             with file.open("rb") as content:
                 shutil.copyfileobj(content, out, 1 << 20)
+
+
+def cat_synced(files: Sequence[Path], folder: Path) -> None:
+    """The same, on the disk before it takes the place of the file that is there: the floor of what replaces whole."""
+    old, new = folder / "all.jsonl", folder / "new.jsonl"
+    with new.open("wb") as out:
+        for file in files:
+            with file.open("rb") as content:
+                shutil.copyfileobj(content, out, 1 << 20)
+        out.flush()
+        os.fsync(out.fileno())
+    new.replace(old)
