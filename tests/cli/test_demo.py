@@ -22,7 +22,7 @@ from tests.parts import csv_rows
 Tds = Callable[..., Result]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_the_demo_makes_seven_days_of_all_kinds_and_a_second_round_adds_to_them(tds: Tds, settings: Settings) -> None:
     result = tds("demo", "--json")
     assert result.exit_code == 0, result.stderr

@@ -72,16 +72,19 @@ def test_export_loads_no_dagster(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status"]])
-def test_help_and_status_answer_in_less_than_400_ms(arguments: list[str], settings: Settings) -> None:
+def test_help_and_status_take_less_than_three_times_their_libraries(arguments: list[str], settings: Settings) -> None:
     tds = [str(Path(sys.executable).with_name("tds")), *arguments]
-    spent = []
-    for _ in range(4):
-        before = os.times()
-        subprocess.run(tds, env=environment(settings), check=True, stdout=subprocess.DEVNULL)
-        after = os.times()
-        # Processor time and not the clock's: other tests may run beside this one.
-        spent.append(after.children_user - before.children_user + after.children_system - before.children_system)
-    assert min(spent) < 0.4, spent
+    libraries = [sys.executable, "-c", "import asyncio, msgspec, sqlite3, typer"]
+    pairs = [(processor_s(tds, settings), processor_s(libraries, settings)) for _ in range(4)]  # in turn: 1.4 to 1.9
+    assert min(of_tds for of_tds, _ in pairs) < 3 * min(of_libraries for _, of_libraries in pairs), pairs
+
+
+def processor_s(command: list[str], settings: Settings) -> float:
+    """Processor time and not the clock's: other tests may run beside this one."""
+    before = os.times()
+    subprocess.run(command, env=environment(settings), check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    return after.children_user - before.children_user + after.children_system - before.children_system
 
 
 @pytest.mark.parametrize(
