@@ -90,6 +90,7 @@ class Engine:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self._parsed.clear()
         if self._folder is not None:
             shutil.rmtree(self._folder)
             os.close(self._lock)

@@ -8,7 +8,7 @@ of them waits for the disk. A day that is too large for that has all threads of 
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -46,7 +46,7 @@ def build_days(
     stages: Sequence[Stage] = ("curated", "exports"),
     redactor: Redactor | None = None,
     progress: Progress | None = None,
-) -> Iterator[BuiltDay]:
+) -> Generator[BuiltDay]:
     """Curate and export days; gives (day, curated, shard, error) for each, in the order asked for.
 
     `stages` may name one of the two; the other's result is None. Shards are redacted by `redactor` (None: as where
@@ -66,7 +66,7 @@ def _build_days(
     stages: Sequence[Stage],
     redactor: Redactor,
     progress: Progress | None,
-) -> Iterator[BuiltDay]:
+) -> Generator[BuiltDay]:
     with ExitStack() as stack:
         raw_days = stack.enter_context(open_raw(paths, kind))
         if "curated" in stages:

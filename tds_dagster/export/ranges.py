@@ -8,8 +8,9 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -77,19 +78,21 @@ def export_range(
     predicate = selection.predicate(kind)  # before any day is built
     failed: dict[str, str] = {}
 
-    def built() -> Iterator[Shard]:
-        days = build_days(paths, kind, day_range(start, end), redactor=redactor, progress=progress)
-        for day, _, shard, error in days:
-            if shard is not None:
-                yield shard
-            if error is not None:
-                failed[day] = str(error)
+    def built() -> Generator[Shard]:
+        with closing(build_days(paths, kind, day_range(start, end), redactor=redactor, progress=progress)) as days:
+            for day, _, shard, error in days:
+                if shard is not None:
+                    yield shard
+                if error is not None:
+                    failed[day] = str(error)
         require_complete(kind, failed, allow_missing=allow_missing)
 
     if selection.is_whole:
-        return write_range(
-            paths, kind, built(), start, end, keep_ranges=keep_ranges, output=output, failed=failed, redactor=redactor
-        )
+        with closing(built()) as given:  # what stops the copy stops the days under way
+            return write_range(
+                paths, kind, given, start, end,
+                keep_ranges=keep_ranges, output=output, failed=failed, redactor=redactor,
+            )  # fmt: skip
     shards = list(built())
     chosen_for = redactor if selection.redaction is None else open_redactor(settings, selection.redaction)
     wanted = msgspec.structs.replace(

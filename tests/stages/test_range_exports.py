@@ -1,8 +1,10 @@
 """Range export: the days' shards as one file, and cost that follows change."""
 
+import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -302,6 +304,24 @@ def test_a_day_that_fails_after_others_were_copied_leaves_the_range_file_as_it_w
         export_range(filled.paths, "events", START, END)
 
     assert {path.name: path.read_bytes() for path in export.path.parent.iterdir()} == before
+
+
+def test_what_stops_the_copy_stops_the_days_under_way(raw_store: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = day_range("2024-05-01", "2024-05-30")
+    for day in days:
+        raw_store.store("events", raw_store.record("events"), day=day)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(ranges, "_open_shard", full)
+    with pytest.raises(OSError, match="no space left") as stopped:
+        export_range(raw_store.paths, "events", days[0], days[-1])
+
+    assert stopped.traceback  # whose frames keep alive what nobody closed
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("build-day")]
+    assert len([day for day in days if raw_store.paths.shard("events", day).exists()]) < len(days)
+    assert not list(raw_store.paths.root.glob("state/scratch/*"))
 
 
 def test_where_there_are_no_hard_links_the_latest_export_is_a_copy(
