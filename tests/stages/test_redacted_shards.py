@@ -131,7 +131,7 @@ def test_a_caller_who_has_seen_enough_stops_the_rest(raw_store: RawStore) -> Non
 
     building = build_days(raw_store.paths, "events", days, redactor=redactor("none"))
     next(building)
-    building.close()  # type: ignore[attr-defined]  # a generator
+    building.close()
 
     assert not raw_store.paths.shard("events", days[-1]).exists()
     assert len([shard for *_, shard, _ in build_days(raw_store.paths, "events", days) if shard is not None]) == 28
