@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ingest.records import ARROW_CSV_OPTIONS, DUCKDB_CSV_OPTIONS, KINDS
 from tds_dagster.curate.sql import literal
@@ -106,18 +106,20 @@ def old_store_jsonl(files: Sequence[Path], folder: Path, source: Path) -> None:
 def cat(files: Sequence[Path], folder: Path) -> None:
     """The bytes of the files one after the other, and nothing else: the floor."""
     with (folder / "all.jsonl").open("wb") as out:
-        for file in files:
-            with file.open("rb") as content:
-                shutil.copyfileobj(content, out, 1 << 20)
+        _copy(files, out)
 
 
 def cat_synced(files: Sequence[Path], folder: Path) -> None:
     """The same, on the disk before it takes the place of the file that is there: the floor of what replaces whole."""
     old, new = folder / "all.jsonl", folder / "new.jsonl"
     with new.open("wb") as out:
-        for file in files:
-            with file.open("rb") as content:
-                shutil.copyfileobj(content, out, 1 << 20)
+        _copy(files, out)
         out.flush()
         os.fsync(out.fileno())
     new.replace(old)
+
+
+def _copy(files: Sequence[Path], out: BinaryIO) -> None:
+    for file in files:
+        with file.open("rb") as content:
+            shutil.copyfileobj(content, out, 1 << 20)

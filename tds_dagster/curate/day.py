@@ -207,15 +207,13 @@ class _Build:
 
     def _survey(self, header: Sequence[str]) -> tuple[Sequence[str], bool]:
         """Exclude what is no good; gives the columns with escapes, and whether any row is excluded."""
-        ((doubtful, repeated, is_escaped),) = self.engine.connection.execute(
-            sql.survey_source(self.kind, header)
-        ).fetchall()
+        ((doubtful, repeated, is_escaped),) = self.engine.execute(sql.survey_source(self.kind, header)).fetchall()
         has_excluded = bool(doubtful or repeated)
         self.duplicates = self._exclude(header) if has_excluded else 0
         return self._escaped_columns(header) if is_escaped else (), has_excluded
 
     def _escaped_columns(self, header: Sequence[str]) -> Sequence[str]:
-        (flags,) = self.engine.connection.execute(sql.find_escaped(self.kind, header)).fetchall()
+        (flags,) = self.engine.execute(sql.find_escaped(self.kind, header)).fetchall()
         return [name for name, flag in zip(sql.text_columns(self.kind, header), flags, strict=True) if flag]
 
     def _exclude(self, header: Sequence[str]) -> int:

@@ -276,7 +276,7 @@ def test_a_day_is_copied_into_the_range_file_while_the_next_one_is_built(filled:
     assert [part.day for part in export.partitions] == export.rebuilt == DAYS
 
 
-def test_where_no_day_changed_nothing_is_copied_before_that_is_known(filled: RawStore) -> None:
+def test_nothing_is_copied_before_the_first_changed_day_is_known(filled: RawStore) -> None:
     first = export_range(filled.paths, "events", START, END)
     filled.store("events", filled.record("events"), day=DAYS[2])
     shards = [shard for _, _, shard, _ in build_days(filled.paths, "events", DAYS) if shard is not None]
